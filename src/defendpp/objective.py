@@ -1,0 +1,117 @@
+"""What a network is trained on: objectives, each (classifier, images, labels) to named loss terms.
+
+The terms are already weighted; the loss is their sum. A defence is an objective: cross-entropy is no defence, with
+noise it is Gaussian augmentation, `Defend` adds the multi-scale reconstruction, and `adversarial_cross_entropy` attacks
+its batch first. Randomness (noise, dropout) is torch's global generator, which training seeds for every epoch.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from defendpp.decoder import AutoEncoder, Image
+from defendpp.encoder import Block, tap
+from defendpp.frequency import low_pass
+
+Images = Float[Tensor, "batch channel height width"]
+Labels = Int[Tensor, " batch"]
+Terms = dict[str, Tensor]
+Objective = Callable[[nn.Module, Tensor, Tensor], Terms]
+Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def add_noise(images: Images, sigma: float, *, clip: bool = False) -> Images:
+    """`images` plus white Gaussian noise of standard deviation `sigma` in pixel units; with `clip`, kept in [0, 1]."""
+    if sigma < 0:
+        raise ValueError(f"the noise's standard deviation must be at least 0, not {sigma}")
+    if sigma == 0:
+        return images
+    noisy = images + sigma * torch.randn_like(images)
+    return noisy.clamp(0, 1) if clip else noisy
+
+
+def cross_entropy(
+    classifier: nn.Module, images: Images, labels: Labels, *, noise: float = 0.0, clip: bool = False
+) -> Terms:
+    """Plain classification; with `noise` > 0 on noisy images (Gaussian augmentation)."""
+    logits = classifier(add_noise(images, noise, clip=clip))
+    return {"classification": nn.functional.cross_entropy(logits, labels)}
+
+
+def adversarial_cross_entropy(
+    classifier: nn.Module, images: Images, labels: Labels, *, attack: Attack, clean_weight: float = 0.5
+) -> Terms:
+    """Adversarial training: `clean_weight` on the clean batch, the rest on what `attack` makes of it.
+
+    0.5 is Goodfellow et al. (2015); 0 is Madry et al. (2018). `attack` gives images for (classifier, images, labels).
+    """
+    if not 0 <= clean_weight <= 1:
+        raise ValueError(f"clean_weight must be in [0, 1], not {clean_weight}")
+    terms: Terms = {}
+    if clean_weight < 1:
+        attacked = attack(classifier, images, labels)
+        terms["adversarial"] = (1 - clean_weight) * nn.functional.cross_entropy(classifier(attacked), labels)
+    if clean_weight > 0:
+        terms["classification"] = clean_weight * nn.functional.cross_entropy(classifier(images), labels)
+    return terms
+
+
+def reconstruction_terms(rebuilt: Sequence[Image], targets: Sequence[Image], weights: Sequence[float]) -> Terms:
+    """The terms of equation (3): weight times the mean squared error over pixels, where the weight is not 0."""
+    return {
+        f"reconstruction_{m}": weight * mse_loss(image, target)
+        for m, (image, target, weight) in enumerate(zip(rebuilt, targets, weights, strict=True))
+        if weight != 0
+    }
+
+
+class Defend(nn.Module):
+    """L = L_cls + L_rect of Defend++ (sections 3.3 and 3.4): classification and multi-scale reconstruction together.
+
+    `weights` has one number a scale, largest scale first: (1, 0.01, 0.01) is the paper's, (0.8, 0.01, 0.01) the
+    authors' code's, (1, 0, 0) the full scale only. `targets(images, M)` makes the images to rebuild: `low_pass`
+    (MS-LP) or `linear` (MS-LI). With `noise` > 0 encoder and classifier see noisy images while the targets stay clean,
+    which makes the auto-encoder a denoiser. With all weights 0 this is `cross_entropy`, to the bit.
+    """
+
+    def __init__(
+        self,
+        auto_encoder: AutoEncoder,
+        shared: Sequence[Block],
+        *,
+        weights: Sequence[float],
+        targets: Callable[[Images, int], list[Image]] = low_pass,
+        noise: float = 0.0,
+        clip: bool = False,
+    ):
+        super().__init__()
+        if not weights or any(not weight >= 0 for weight in weights):
+            raise ValueError(f"the weights of the scales must be at least 0, not {tuple(weights)}")
+        self.auto_encoder = auto_encoder
+        self.shared = tuple(shared)
+        self.weights = tuple(weights)
+        self.targets = targets
+        self.noise = noise
+        self.clip = clip
+
+    def forward(self, classifier: nn.Module, images: Images, labels: Labels) -> Terms:
+        """The terms "classification" and "reconstruction_0", "reconstruction_1", ..."""
+        if not any(self.weights):
+            return cross_entropy(classifier, images, labels, noise=self.noise, clip=self.clip)
+        seen = add_noise(images, self.noise, clip=self.clip)
+        logits, rebuilt = self.classify_and_rebuild(classifier, seen)
+        return {
+            "classification": nn.functional.cross_entropy(logits, labels),
+            **reconstruction_terms(rebuilt, self.targets(images, len(self.weights)), self.weights),
+        }
+
+    def classify_and_rebuild(
+        self, classifier: nn.Module, images: Images
+    ) -> tuple[Float[Tensor, "batch classes"], list[Image]]:
+        """Logits and [Ĩ^0, ..., Ĩ^{M-1}] from one forward pass of the classifier."""
+        with tap(classifier, self.shared) as maps:
+            logits = classifier(images)
+        return logits, self.auto_encoder(images, maps)

@@ -1,0 +1,124 @@
+import copy
+
+import pytest
+import torch
+from examples import small_network
+from torch import nn
+
+from defendpp.decoder import AutoEncoder, PyramidDecoder
+from defendpp.encoder import PrivateBlocks, find_blocks
+from defendpp.frequency import linear, low_pass
+from defendpp.objective import Defend, add_noise, adversarial_cross_entropy, cross_entropy, reconstruction_terms
+
+SHAPE = (1, 28, 28)
+
+
+def defend(classifier: nn.Module, *, shared: int = 3, **settings) -> Defend:  # type: ignore[no-untyped-def]
+    blocks = find_blocks(classifier, SHAPE)
+    private = PrivateBlocks(classifier, blocks, shared, SHAPE)
+    auto_encoder = AutoEncoder(private, blocks[shared - 1], PyramidDecoder(blocks, SHAPE))
+    return Defend(auto_encoder, blocks[:shared], **{"weights": (1, 0.01, 0.01), **settings})
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(6, *SHAPE, generator=generator), torch.randint(10, (6,), generator=generator)
+
+
+def test_equation_3_by_hand() -> None:
+    rebuilt = [torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([[[[5.0]]]])]
+    target = [torch.tensor([[[[0.0, 4.0]]]]), torch.tensor([[[[2.0]]]])]
+    terms = reconstruction_terms(rebuilt, target, (0.8, 0.01))
+    assert terms["reconstruction_0"].item() == pytest.approx(0.8 * (1 + 4) / 2)
+    assert terms["reconstruction_1"].item() == pytest.approx(0.01 * 9)
+    assert list(reconstruction_terms(rebuilt, target, (1, 0))) == ["reconstruction_0"]
+
+
+def test_weight_0_is_plain_cross_entropy_to_the_bit(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    plain, hardened = small_network(), small_network()
+    cross_entropy(plain, *batch)["classification"].backward()
+    terms = defend(hardened, weights=(0, 0, 0))(hardened, *batch)
+    assert list(terms) == ["classification"]
+    terms["classification"].backward()
+    for ours, theirs in zip(hardened.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(ours.grad, theirs.grad)  # type: ignore[arg-type]
+
+
+def test_terms_are_the_losses_of_the_rebuilt_images(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    classifier = small_network()
+    objective = defend(classifier).eval()
+    classifier.eval()
+    images, labels = batch
+    terms = objective(classifier, images, labels)
+    logits, rebuilt = objective.classify_and_rebuild(classifier, images)
+    assert torch.equal(logits, classifier(images))
+    assert terms["classification"].item() == pytest.approx(nn.functional.cross_entropy(logits, labels).item())
+    for m, (image, target, weight) in enumerate(zip(rebuilt, low_pass(images, 3), (1, 0.01, 0.01), strict=True)):
+        assert terms[f"reconstruction_{m}"].item() == pytest.approx(weight * (image - target).square().mean().item())
+
+
+def test_reconstruction_trains_the_shared_blocks_and_not_the_head(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    classifier = small_network()
+    terms = defend(classifier, shared=2)(classifier, *batch)
+    torch.stack([term for name, term in terms.items() if name.startswith("reconstruction")]).sum().backward()
+    trained = {name for name, parameter in classifier.named_parameters() if parameter.grad is not None}
+    assert trained == {name for name, _ in classifier.named_parameters() if name[0] in "01"}
+
+
+def test_noise_is_on_the_input_and_the_targets_stay_clean(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    images, labels = batch
+    seen: list[torch.Tensor] = []
+    asked: list[torch.Tensor] = []
+
+    def targets(clean: torch.Tensor, scales: int) -> list[torch.Tensor]:
+        asked.append(clean)
+        return low_pass(clean, scales)
+
+    classifier = small_network()
+    objective = defend(classifier, noise=0.5, targets=targets)
+    classifier.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+    torch.manual_seed(3)
+    objective(classifier, images, labels)
+    torch.manual_seed(3)
+    torch.testing.assert_close(seen[0], images + 0.5 * torch.randn_like(images))
+    assert torch.equal(asked[0], images)
+
+
+def test_linear_targets_give_other_losses_at_the_smaller_scales_only(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    classifier = small_network()
+    objective = defend(classifier)
+    interpolated = defend(classifier, targets=linear)
+    interpolated.load_state_dict(objective.state_dict())
+    a, b = (copy.deepcopy(o).eval()(classifier.eval(), *batch) for o in (objective, interpolated))
+    assert torch.equal(a["reconstruction_0"], b["reconstruction_0"])
+    assert not torch.equal(a["reconstruction_1"], b["reconstruction_1"])
+
+
+def test_noise_has_the_asked_deviation_and_is_clipped_only_on_request() -> None:
+    torch.manual_seed(0)
+    gray = torch.full((1, 1, 200, 200), 0.5)
+    noisy = add_noise(gray, 0.3)
+    assert (noisy - gray).std().item() == pytest.approx(0.3, rel=0.02)
+    assert noisy.min() < 0
+    assert add_noise(gray, 0.3, clip=True).min() == 0
+    assert add_noise(gray, 0) is gray
+    with pytest.raises(ValueError, match=r"at least 0, not -0\.1"):
+        add_noise(gray, -0.1)
+
+
+def test_adversarial_objective_mixes_clean_and_attacked(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    classifier = small_network().eval()
+    images, labels = batch
+    terms = adversarial_cross_entropy(classifier, images, labels, attack=lambda _m, x, _y: 1 - x, clean_weight=0.25)
+    clean, attacked = (nn.functional.cross_entropy(classifier(x), labels).item() for x in (images, 1 - images))
+    assert terms["classification"].item() == pytest.approx(0.25 * clean)
+    assert terms["adversarial"].item() == pytest.approx(0.75 * attacked)
+    with pytest.raises(ValueError, match="not 2"):
+        adversarial_cross_entropy(classifier, images, labels, attack=lambda _m, x, _y: x, clean_weight=2)
+
+
+@pytest.mark.parametrize("weights", [(), (1, -0.1, 0), (float("nan"), 0, 0)])
+def test_bad_weights_are_refused(weights: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="weights of the scales must be at least 0"):
+        defend(small_network(), weights=weights)
