@@ -1,1 +1,57 @@
-"""Harden an image classifier on clean images only, and measure honestly how much harder to fool it became."""
+"""Harden an image classifier on clean images only, and measure honestly how much harder to fool it became.
+
+The names below, in the order of the data's way. They are imported when first used, because torch takes seconds to
+import and the command line should answer at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from defendpp.attacks import AttackResult, bim, carlini_wagner, ddn, fgsm, pgd
+    from defendpp.data import Data, Images, from_tensors, load
+    from defendpp.encoder import Block, find_blocks
+    from defendpp.evaluation import Network, adversarial_set, evaluate, network
+    from defendpp.networks import build
+    from defendpp.objective import Defend, cross_entropy, defend
+    from defendpp.recipe import Recipe
+    from defendpp.runs import Run, load_run, train
+    from defendpp.training import alternating, fit, joint, one_cycle, step_decay
+
+_HOME = {
+    "data": ("Data", "Images", "from_tensors", "load"),
+    "networks": ("build",),
+    "encoder": ("Block", "find_blocks"),
+    "objective": ("Defend", "cross_entropy", "defend"),
+    "training": ("alternating", "fit", "joint", "one_cycle", "step_decay"),
+    "recipe": ("Recipe",),
+    "runs": ("Run", "load_run", "train"),
+    "attacks": ("AttackResult", "bim", "carlini_wagner", "ddn", "fgsm", "pgd"),
+    "evaluation": ("Network", "adversarial_set", "evaluate", "network"),
+}
+_MODULES = ("attacks", "data", "encoder", "frequency", "networks", "records", "report", "threats", "training")
+
+__all__ = [  # noqa: RUF022 - in the order of the data's way
+    "Data", "Images", "from_tensors", "load",
+    "build",
+    "Block", "find_blocks",
+    "Defend", "cross_entropy", "defend",
+    "alternating", "fit", "joint", "one_cycle", "step_decay",
+    "Recipe",
+    "Run", "load_run", "train",
+    "AttackResult", "bim", "carlini_wagner", "ddn", "fgsm", "pgd",
+    "Network", "adversarial_set", "evaluate", "network",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"defendpp.{module}"), name)
+    if name in _MODULES:
+        return import_module(f"defendpp.{name}")
+    raise AttributeError(f"module 'defendpp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_MODULES])

@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from defendpp.decoder import AutoEncoder, Image
-from defendpp.encoder import Block, tap
-from defendpp.frequency import low_pass
+from defendpp.decoder import AutoEncoder, HourglassDecoder, Image, PyramidDecoder
+from defendpp.encoder import Block, PrivateBlocks, find_blocks, tap
+from defendpp.frequency import linear, low_pass
 
 Images = Float[Tensor, "batch channel height width"]
 Labels = Int[Tensor, " batch"]
@@ -115,3 +115,50 @@ class Defend(nn.Module):
         with tap(classifier, self.shared) as maps:
             logits = classifier(images)
         return logits, self.auto_encoder(images, maps)
+
+
+def defend(
+    classifier: nn.Module,
+    image_shape: tuple[int, int, int],
+    *,
+    noise: float = 0.0,
+    clip_noise: bool = False,
+    decoder: str = "pyramid",
+    targets: str = "low-pass",
+    scales: int | None = None,
+    full_scale_weight: float = 1.0,
+    scale_weight: float = 0.01,
+    shared_blocks: int | None = None,
+    block_names: Sequence[str] | None = None,
+) -> Defend:
+    """The Defend++ objective for `classifier`, any network with a resolution pyramid, on images of `image_shape`.
+
+    decoder: "pyramid" (the paper's), "hourglass", "hourglass-sc" or "hourglass-sa". targets: "low-pass" (MS-LP) or
+    "linear" (MS-LI). scales: M, by default the 7x7 rule. scale_weight: λ of equation (3), the weight of all scales but
+    the full one. shared_blocks: k, by default all that are found. block_names: where they are not to be found. The
+    other arguments are those of `Defend`. The decoder's initial weights come from torch's global generator.
+
+    Raises `ValueError` for an unknown name, and what `find_blocks` and the decoders raise.
+    """
+    skips = {"hourglass": "none", "hourglass-sc": "concatenate", "hourglass-sa": "add"}
+    makers = {"low-pass": low_pass, "linear": linear}
+    if decoder != "pyramid" and decoder not in skips:
+        raise ValueError(f"decoder must be one of pyramid, {', '.join(skips)}, not {decoder!r}")
+    if targets not in makers:
+        raise ValueError(f"targets must be one of {', '.join(makers)}, not {targets!r}")
+    blocks = find_blocks(classifier, image_shape, block_names)
+    shared = len(blocks) if shared_blocks is None else shared_blocks
+    private = PrivateBlocks(classifier, blocks, shared, image_shape)
+    rebuild = (
+        PyramidDecoder(blocks, image_shape, scales)
+        if decoder == "pyramid"
+        else HourglassDecoder(blocks, image_shape, scales, skips[decoder])
+    )
+    return Defend(
+        AutoEncoder(private, blocks[shared - 1], rebuild),
+        blocks[:shared],
+        weights=[full_scale_weight] + [scale_weight] * (len(rebuild.sizes) - 1),
+        targets=makers[targets],
+        noise=noise,
+        clip=clip_noise,
+    )

@@ -1,0 +1,107 @@
+"""A recipe: everything that determines a trained network, as a typed value whose hash names it. No torch here."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to train one network."""
+
+    data: str = "mnist-5k"
+    """mnist-5k (built in), mnist, fashion-mnist, cifar10, or a path: image folder, parquet, NIPS-2017 layout."""
+    image_size: int | None = None
+    """Resize and crop images to this side in pixels; needed where they differ in size."""
+    training_images: int | None = None
+    """Train on only so many of the training images, drawn with split_seed."""
+    network: str = "resnet18"
+    """resnet18, resnet50 or vgg16 of the paper, or timm/NAME or torchvision/NAME."""
+    width: int = 64
+    """Channels of the first block of the paper's networks; 64 is the paper's, 16 trains on a CPU."""
+    stem: Literal["halve", "full"] = "halve"
+    """Of the paper's ResNets: every block halves the resolution, or the first keeps it (stride-1 stem)."""
+    pretrained: bool = False
+    """Start from the published weights of a timm or torchvision network."""
+    start: str | None = None
+    """Start from the classifier in this run folder, of the same network and data."""
+
+    defence: Literal["none", "defend"] = "none"
+    """none: cross-entropy alone (with noise: Gaussian augmentation). defend: Defend++."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise on the input, in pixel units; Defend++ rebuilds the clean image."""
+    clip_noise: bool = False
+    """Clip noisy images to [0, 1]."""
+    decoder: Literal["pyramid", "hourglass", "hourglass-sc", "hourglass-sa"] = "pyramid"
+    """The paper's Laplacian pyramid, or an hourglass without skips, with concatenated (SC) or added (SA) ones."""
+    targets: Literal["low-pass", "linear"] = "low-pass"
+    """The smaller images to rebuild: by DCT (MS-LP) or by linear interpolation (MS-LI)."""
+    scales: int | None = None
+    """M, the number of scales; by default as many as are at least 7x7 and larger than the bottleneck."""
+    full_scale_weight: float = 1.0
+    """Weight of the full-size reconstruction; 1 in equation (3), 0.8 in the authors' code."""
+    scale_weight: float = 0.01
+    """λ of equation (3), the weight of the smaller scales; 0 is "without MS-LP"."""
+    shared_blocks: int | None = None
+    """k, the first blocks that the auto-encoder shares with the classifier; by default all."""
+    blocks: tuple[str, ...] = ()
+    """Names of the network's blocks, where they are not to be found automatically."""
+
+    learning: Literal["joint", "alternating"] = "joint"
+    """All terms together, or first cycles of auto-encoder and classifier in turn (section 3.4)."""
+    cycles: int = 2
+    """Alternating learning: number of cycles."""
+    auto_encoder_epochs: int = 1
+    """Alternating learning: epochs of the auto-encoder in each cycle."""
+    classifier_epochs: int = 1
+    """Alternating learning: epochs of the classifier in each cycle."""
+    epochs: int = 10
+    """Epochs of joint learning."""
+    schedule: Literal["one-cycle", "step"] = "one-cycle"
+    """one-cycle: up and down again, for short trainings. step: times 0.1 every decay_every epochs, the paper's."""
+    learning_rate: float = 0.1
+    """The highest learning rate, for batches of batch_size."""
+    decay_every: int = 100
+    """Epochs between the steps of the step schedule."""
+    batch_size: int = 256
+    """Images a step."""
+    momentum: float = 0.9
+    """Of SGD."""
+    weight_decay: float = 5e-4
+    """Of SGD."""
+    clip_norm: float | None = None
+    """Clip the gradient to this norm."""
+    augment: Literal["none", "crop", "crop-flip"] = "none"
+    """Random crops after padding by 4 pixels; with random mirroring, as is usual for CIFAR-10."""
+    seed: int = 0
+    """Of the initial weights, the order of the images, noise and augmentation."""
+    split_seed: int = 0
+    """Of the division into training, validation and test images."""
+    scale: str = "cpu"
+    """What the numbers may be compared with: "paper" for the paper's width and length, else "cpu"."""
+
+    def __post_init__(self) -> None:
+        """Refuse, in one sentence, numbers that cannot work."""
+        for name in ("width", "batch_size", "epochs", "decay_every", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("noise", "full_scale_weight", "scale_weight", "momentum", "weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise ValueError(f"clip_norm must be above 0, not {self.clip_norm}")
+        if self.learning == "alternating" and self.defence != "defend":
+            raise ValueError('alternating learning needs a decoder: defence "defend", not "none"')
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that differ for any two different recipes."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+    def __str__(self) -> str:
+        """What tables call the network by default."""
+        parts = ["Defend++"] if self.defence == "defend" else []
+        parts += [f"noise {self.noise:g}"] if self.noise else []
+        return " + ".join(parts) or "no defence"

@@ -1,0 +1,449 @@
+"""Records: one row per (network, attack, threat model, image). Every table and figure is a function of them.
+
+A job (one network, one attack, one source) writes one parquet file once; a study is a folder of such files, and a
+job whose file exists need not run again. Distances and budgets are in pixel units, images in [0, 1].
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import inf, sqrt
+from pathlib import Path
+from statistics import NormalDist
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Bool, Float
+
+SCHEMA = pa.schema(
+    {
+        "network": pa.string(),  # display name
+        "network_id": pa.string(),  # hash of weights and recipe
+        "data": pa.string(),
+        "split": pa.string(),
+        "image": pa.int64(),  # stable index of the image in its source
+        "label": pa.int64(),
+        "attack": pa.string(),  # one of ATTACKS or a name of the caller's; "none" is the clean image
+        "norm": pa.string(),  # "linf", "l2", or "" for clean
+        "epsilon": pa.float64(),  # NaN: clean, or a minimal-norm attack, which has no budget
+        "settings": pa.string(),  # canonical JSON of all settings of the attack
+        "knowledge": pa.string(),  # one of KNOWLEDGE
+        "source": pa.string(),  # display name of the network the images were made on, "" for clean
+        "source_id": pa.string(),
+        "clean_prediction": pa.int64(),
+        "prediction": pa.int64(),  # of `network`, on the adversarial image
+        "correct": pa.bool_(),  # prediction == label
+        "success": pa.bool_(),  # the attack's own success, on `source`
+        "l2": pa.float64(),  # distances of the adversarial image from the clean one
+        "linf": pa.float64(),
+        "queries": pa.int64(),
+        "seed": pa.int64(),
+        "scale": pa.string(),  # "cpu", "paper" or "quickstart"
+    }
+)
+ATTACKS = ("none", "fgsm", "bim", "pgd", "carlini_wagner", "ddn")
+KNOWLEDGE = ("clean", "white-box", "gray-box", "transfer")
+TRANSFERRED = ("gray-box", "transfer")  # made on one network, its source, and tested on another
+NORMS = ("", "linf", "l2")
+KEY = ["network_id", "data", "split", "attack", "norm", "epsilon", "settings", "knowledge", "source_id", "image"]
+
+Column = tuple[str, str, str, str, float]
+"""A column of `summary`: knowledge, source, attack, norm, budget."""
+
+Z = NormalDist().inv_cdf(0.975)
+"""The 95 % point of the normal distribution."""
+
+
+def validate(frame: pd.DataFrame) -> pd.DataFrame:
+    """The records with their columns in the order of `SCHEMA`; a ValueError says what is wrong with them."""
+    for name in frame.columns:
+        if name not in SCHEMA.names:
+            raise ValueError(f"the records have a column {name!r}, which is none of {', '.join(SCHEMA.names)}")
+    for field in SCHEMA:
+        if field.name not in frame.columns:
+            raise ValueError(f"the records have no column {field.name!r}")
+        column = frame[field.name]
+        wanted = "string" if field.type == pa.string() else np.dtype(field.type.to_pandas_dtype()).name
+        is_wanted = pd.api.types.is_string_dtype(column) if wanted == "string" else column.dtype == wanted
+        if not is_wanted or (field.name != "epsilon" and column.isna().any()):
+            raise ValueError(f"column {field.name!r} must be {wanted} without gaps, not {column.dtype}")
+    if frame.empty:
+        raise ValueError("the records have no rows")
+    _require(frame, "knowledge", frame["knowledge"].isin(KNOWLEDGE), f"must be one of {', '.join(KNOWLEDGE)}")
+    _require(frame, "norm", frame["norm"].isin(NORMS), 'must be "linf", "l2", or "" for clean images')
+    is_clean = frame["attack"] == "none"
+    _require(frame, "attack", is_clean == (frame["knowledge"] == "clean"), 'must be "none" where knowledge is "clean"')
+    _require(frame, "norm", is_clean == (frame["norm"] == ""), 'must be "" for clean images and for them only')
+    _require(frame, "epsilon", frame["epsilon"].isna() | (frame["epsilon"] >= 0), "must be at least 0, or NaN")
+    for distance in ("l2", "linf"):
+        _require(frame, distance, (frame[distance] >= 0) & (frame[distance] < inf), "must be finite and at least 0")
+    agrees = frame["correct"] == (frame["prediction"] == frame["label"])
+    _require(frame, "correct", agrees, "must say whether prediction equals label")
+    repeated = frame.duplicated(KEY)
+    if repeated.any():
+        row = frame[repeated].iloc[0]
+        raise ValueError(
+            f"{repeated.sum()} records are there twice, the first: image {row['image']}, {row['attack']} on "
+            f"{row['network']!r} ({row['knowledge']}, settings {row['settings'] or '{}'})"
+        )
+    return frame.loc[:, list(SCHEMA.names)]
+
+
+def _require(frame: pd.DataFrame, column: str, holds: "pd.Series[bool]", expected: str) -> None:
+    if not holds.all():
+        value, image, network = frame.loc[~holds, [column, "image", "network"]].astype(object).values.tolist()[0]
+        raise ValueError(f"column {column!r} {expected}, but is {value!r} for image {image} of {network!r}")
+
+
+def write(frame: pd.DataFrame, path: str | Path) -> None:
+    """Write valid records to one parquet file, whole or not at all.
+
+    Writing the same records again changes nothing; other records raise FileExistsError, and the file stays as it is.
+    """
+    path = Path(path)
+    frame = validate(frame).reset_index(drop=True)
+    if path.exists():
+        if not read(path).equals(frame):
+            raise FileExistsError(f"{path} holds other records; remove it, or choose another name")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # `read` of a folder passes over this ending
+    try:
+        pq.write_table(table, partial, compression="zstd", use_dictionary=True)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
+    """The records of a file, of every `*.parquet` of a folder (by name), or of several of either, in that order.
+
+    FileNotFoundError for a path or records that are not there, ValueError for a file that is broken, that is not
+    records, or that repeats rows of another.
+    """
+    files: list[Path] = []
+    for path in [Path(paths)] if isinstance(paths, str | Path) else map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"there are no records at {path}")
+        files += sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise FileNotFoundError(f"there are no *.parquet files in {paths}")
+    frames = []
+    for file in files:
+        try:
+            frames.append(validate(pq.ParquetFile(file).read().to_pandas()))
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"{file} is not a whole parquet file: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+    return validate(pd.concat(frames, ignore_index=True))
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """`correct` of `n` images, as a share in [0, 1] with its 95 % Wilson interval."""
+
+    correct: int
+    n: int
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def accuracy(correct: Bool[np.ndarray, " image"]) -> Accuracy:
+    """Share of true values with its 95 % interval (Wilson 1927): the p within z standard errors *of p* of the share.
+
+    Unlike share +- z sqrt(share (1 - share) / n) it stays in [0, 1] and is not empty at 0 or n.
+    """
+    n = len(correct)
+    if n == 0:
+        raise ValueError("accuracy needs at least one image, but got none")
+    share = int(correct.sum()) / n
+    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    # At 0 and n the bound is the share itself, and rounding must not push it past.
+    return Accuracy(
+        int(correct.sum()), n, share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+    )
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of a less that of b on the same `n` images, with a 95 % interval and the p-value of no difference."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    n: int
+
+    def __str__(self) -> str:
+        p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
+        return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}], {p}"
+
+
+def paired_difference(a: Bool[np.ndarray, " image_a"], b: Bool[np.ndarray, " image_b"]) -> Difference:
+    """Compare two networks image by image: a[i] and b[i] say whether each got image i right (see `join`).
+
+    The interval is method 10 of Newcombe (1998), "Improved confidence intervals for the difference between binomial
+    proportions based on paired data", Statistics in Medicine 17: two Wilson intervals, combined with the correlation
+    phi of the pairs (continuity-corrected where positive). p is McNemar's, exact: the discordant pairs are a fair coin.
+    """
+    from scipy.stats import binomtest
+
+    if len(a) != len(b):
+        raise ValueError(f"a paired comparison needs the same images, but got {len(a)} and {len(b)} of them")
+    first, second = accuracy(a), accuracy(b)
+    both, neither = int((a & b).sum()), int((~a & ~b).sum())
+    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
+    n = len(a)
+    margins = first.correct * (n - first.correct) * second.correct * (n - second.correct)
+    covariance = float(both * neither - only_a * only_b)
+    if covariance > 0:
+        covariance = max(covariance - n / 2, 0.0)
+    phi = covariance / sqrt(margins) if margins else 0.0
+    below_a, above_a = first.value - first.low, first.high - first.value
+    below_b, above_b = second.value - second.low, second.high - second.value
+    value = (only_a - only_b) / n
+    down = sqrt(max(0.0, below_a**2 - 2 * phi * below_a * above_b + above_b**2))
+    up = sqrt(max(0.0, above_a**2 - 2 * phi * above_a * below_b + below_b**2))
+    p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    return Difference(value, value - down, value + up, p, n)
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Median distance an attack needed, over `n` images, with a 95 % interval; infinite if it failed on over half."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def median_distance(rows: pd.DataFrame) -> Distance:
+    """How far a minimal-norm attack had to go, in its own norm, for the images the network gets right when clean.
+
+    A failed attack counts as infinitely far. The interval lies between two order statistics, so it assumes nothing
+    about the distances (David and Nagaraja 2003, section 7.1).
+    """
+    from scipy.stats import binom
+
+    distances = np.sort(_reach(rows[rows["clean_prediction"] == rows["label"]]))
+    n = len(distances)
+    if n == 0:
+        raise ValueError("the median distance needs an image that is right when clean, but there is none")
+    rank = int(binom.ppf(0.025, n, 0.5))  # x_(rank) and x_(n + 1 - rank), counted from 1; rank 0 is no bound at all
+    low, high = (distances[rank - 1], distances[n - rank]) if rank else (0.0, inf)
+    return Distance(float(np.median(distances)), float(low), float(high), n)
+
+
+def cell(
+    records: pd.DataFrame,
+    *,
+    network: str,
+    attack: str,
+    knowledge: str,
+    epsilon: float | None = None,
+    source: str | None = None,
+) -> pd.DataFrame:
+    """The rows of one run, in the order of the images.
+
+    `epsilon=None` is no budget: clean images and minimal-norm attacks. `source=None` takes the only source there is.
+    ValueError when no row, or more than one run, answers to this.
+    """
+    chosen = records[
+        (records["network"] == network) & (records["attack"] == attack) & (records["knowledge"] == knowledge)
+    ]
+    chosen = chosen[chosen["epsilon"].isna() if epsilon is None else np.isclose(chosen["epsilon"], epsilon, atol=0)]
+    if source is not None:
+        chosen = chosen[chosen["source"] == source]
+    asked = f"{knowledge} {attack}{'' if epsilon is None else f' at {epsilon:g}'} on {network!r}"
+    if chosen.empty:
+        raise ValueError(f"there are no records of {asked}{'' if source is None else f' from {source!r}'}")
+    for column in ("network_id", "data", "split", "norm", "settings", "source_id"):
+        values = chosen[column].unique()
+        if len(values) > 1:
+            raise ValueError(f"more than one run answers to {asked}: {column} is {' or '.join(map(repr, values))}")
+    return chosen.sort_values("image", ignore_index=True)
+
+
+def join(
+    records: pd.DataFrame,
+    network_a: str,
+    network_b: str,
+    *,
+    attack: str,
+    knowledge: str,
+    epsilon: float | None = None,
+    source: str | None = None,
+) -> pd.DataFrame:
+    """Two networks under the same attack, image by image: columns label, correct_a, correct_b, indexed by image.
+
+    ValueError if the two were not measured on the same images with the same settings. See `cell` for the arguments.
+    """
+    a, b = (
+        cell(records, network=network, attack=attack, knowledge=knowledge, epsilon=epsilon, source=source).set_index(
+            "image"
+        )
+        for network in (network_a, network_b)
+    )
+    names = f"{network_a!r} and {network_b!r}"
+    must_agree = ["data", "split", "settings"] + ["source_id"] * (knowledge in TRANSFERRED)
+    for column in must_agree:
+        if a[column].iloc[0] != b[column].iloc[0]:
+            raise ValueError(f"{names} differ in {column}: {a[column].iloc[0]!r} and {b[column].iloc[0]!r}")
+    if not a.index.equals(b.index) or not a["label"].equals(b["label"]):
+        shared = len(a.index.intersection(b.index))
+        raise ValueError(f"{names} saw different images under {attack}: {len(a)} and {len(b)}, {shared} of them shared")
+    return pd.DataFrame({"label": a["label"], "correct_a": a["correct"], "correct_b": b["correct"]})
+
+
+def _reach(rows: pd.DataFrame) -> Float[np.ndarray, " row"]:
+    """How far a minimal-norm attack went: infinitely where it failed, -inf where the clean image is wrong already."""
+    distance = np.where(rows["norm"] == "l2", rows["l2"], rows["linf"])
+    is_right = rows["clean_prediction"] == rows["label"]
+    return np.where(is_right, np.where(rows["success"], distance, inf), -inf)
+
+
+def security_curve(rows: pd.DataFrame, epsilons: Iterable[float] | None = None) -> pd.DataFrame:
+    """Accuracy against budget, for one network and one attack: columns budget, value, low, high, n.
+
+    A minimal-norm attack gives every budget from one run: an image withstands budget e if it is right when clean and
+    the attack failed or needed more than e; the curve can only fall. This holds on the network that was attacked, so
+    transferred images are refused. A fixed-budget attack gives the budgets it was run at (all on the same images), and
+    budget 0, the clean images. `epsilons` asks for certain budgets; by default 101 of them up to the furthest image, or
+    every budget that was run.
+    """
+    for column in ("network_id", "data", "split", "attack", "norm", "knowledge", "source_id"):
+        if rows[column].nunique() != 1:
+            raise ValueError(f"a security curve is of one {column}, but got {rows[column].nunique()}")
+    if rows.duplicated(["epsilon", "image"]).any():
+        raise ValueError("a security curve is of one run at each budget, but an image is there twice")
+    has_budget = rows["epsilon"].notna()
+    if has_budget.all():
+        first, *others = runs = [run for _, run in rows.sort_values("image").groupby("epsilon")]
+        if any(list(run["image"]) != list(first["image"]) for run in others):
+            raise ValueError("a security curve needs the same images at each budget")
+        right = {0.0: (first["clean_prediction"] == first["label"]).to_numpy()}
+        right |= {float(run["epsilon"].iloc[0]): run["correct"].to_numpy() for run in runs}
+        wanted = list(right if epsilons is None else epsilons)
+        missing = set(wanted) - set(right)
+        if missing:
+            raise ValueError(
+                f"there is no run at budget {min(missing):g}, only at {', '.join(f'{e:g}' for e in right)}"
+            )
+        right = {budget: right[budget] for budget in wanted}
+    elif has_budget.any():
+        raise ValueError("a security curve is of one kind of attack, but some rows have a budget and others have none")
+    else:
+        if rows["knowledge"].iloc[0] != "white-box":
+            raise ValueError(
+                "the distance of an attack bounds only the network it was made on, so it must be white-box"
+            )
+        reach = _reach(rows)
+        furthest = reach[np.isfinite(reach)].max(initial=0.0)
+        budgets = np.linspace(0, furthest, 101).tolist() if epsilons is None else list(epsilons)
+        right = {budget: reach > budget for budget in budgets}
+    points = {budget: accuracy(each) for budget, each in right.items()}
+    return pd.DataFrame(
+        [(budget, point.value, point.low, point.high, point.n) for budget, point in points.items()],
+        columns=["budget", "value", "low", "high", "n"],
+    )
+
+
+def worst_case(records: pd.DataFrame, *, norm: str, budget: float) -> "pd.Series[bool]":
+    """Which images of one network withstand every white-box attack of a norm within a budget, indexed by image.
+
+    An image withstands if it is right when clean, right under each fixed-budget run at epsilon <= budget, and each
+    minimal-norm run failed or needed more than budget. Runs at a larger epsilon say nothing here and are left out.
+    Only the images that all these runs attacked are judged.
+    """
+    if records["network_id"].nunique() != 1:
+        raise ValueError(f"a worst case is of one network, but got {records['network_id'].nunique()}")
+    rows = _bounded(records, norm, budget)
+    if rows.empty:
+        raise ValueError(f"there is no white-box {norm} attack within budget {budget:g} in these records")
+    is_right = rows["correct"] & (rows["clean_prediction"] == rows["label"])
+    withstands = rows.assign(withstands=np.where(rows["epsilon"].isna(), _reach(rows) > budget, is_right))
+    by_image = withstands.groupby("image")["withstands"]
+    runs = rows.groupby(["data", "split", "attack", "settings", "epsilon"], dropna=False).ngroups
+    judged = by_image.all()[by_image.count() == runs]
+    if judged.empty:
+        raise ValueError(f"no image was attacked by all {runs} white-box {norm} runs within budget {budget:g}")
+    return judged
+
+
+def summary(records: pd.DataFrame, budgets: Mapping[str, float] | None = None) -> pd.DataFrame:
+    """The records as a table: a row per network, in order of appearance; a column per threat model.
+
+    Columns have the levels knowledge, source ("" unless transferred), attack, norm and epsilon: 0 for clean images,
+    infinite for a minimal-norm attack. Cells are an `Accuracy`; a minimal-norm attack succeeds on any network if it may
+    go as far as it likes, so white-box its cell is a `Distance`, and raw accuracy appears only where images are
+    transferred. `budgets` maps a norm to a budget: one more column, attack "all", is then the white-box worst case
+    (`worst_case`) over all attacks of that norm, for the networks that met all of them. What was not measured is None.
+
+    ValueError if records of several data sets, splits or scales are mixed, or if a cell has more than one run.
+    """
+    for column in ("data", "split", "scale"):
+        values = records[column].unique()
+        if len(values) > 1:
+            raise ValueError(f"a table is of one {column}, but the records hold {' and '.join(map(repr, values))}")
+    networks = list(records["network"].unique())
+    cells: dict[Column, dict[str, Accuracy | Distance]] = {}
+    by_run = ["network", "attack", "norm", "knowledge", "source", "epsilon"]
+    for _, rows in records.groupby(by_run, dropna=False, sort=False):
+        network, attack, norm, knowledge, source = (str(rows[name].iloc[0]) for name in by_run[:-1])
+        epsilon = float(rows["epsilon"].iloc[0])
+        has_budget = not np.isnan(epsilon)
+        cell(rows, network=network, attack=attack, knowledge=knowledge, epsilon=epsilon if has_budget else None)
+        is_minimal = attack != "none" and not has_budget
+        budget = epsilon if has_budget else inf if is_minimal else 0.0
+        threat = (knowledge, source if knowledge in TRANSFERRED else "", attack, norm, budget)
+        if not (is_minimal and knowledge == "white-box"):
+            cells.setdefault(threat, {})[network] = accuracy(rows["correct"].to_numpy())
+        elif (rows["clean_prediction"] == rows["label"]).any():
+            cells.setdefault(threat, {})[network] = median_distance(rows)
+    for norm, budget in (budgets or {}).items():
+        bounded = _bounded(records, norm, budget)
+        met = {network: _runs(bounded[bounded["network"] == network]) for network in networks}
+        everything = set().union(*met.values())
+        threat = ("white-box", "", "all", norm, float(budget))
+        for network in networks:
+            if everything and met[network] == everything:
+                judged = worst_case(bounded[bounded["network"] == network], norm=norm, budget=budget)
+                cells.setdefault(threat, {})[network] = accuracy(judged.to_numpy())
+    columns = sorted(cells, key=_column_order)
+    table = pd.DataFrame(
+        [[cells[column].get(network) for column in columns] for network in networks],
+        index=pd.Index(networks, name="network"),
+        dtype=object,
+    )
+    table.columns = pd.MultiIndex.from_tuples(columns, names=["knowledge", "source", "attack", "norm", "epsilon"])
+    return table
+
+
+def _bounded(records: pd.DataFrame, norm: str, budget: float) -> pd.DataFrame:
+    """White-box rows of a norm, less those whose attack was allowed more than the budget."""
+    is_white_box = (records["knowledge"] == "white-box") & (records["norm"] == norm)
+    return records[is_white_box & ~(records["epsilon"] > budget)]
+
+
+def _runs(rows: pd.DataFrame) -> set[tuple[str, float]]:
+    return set(zip(rows["attack"], rows["epsilon"].fillna(inf), strict=True))
+
+
+def _column_order(column: Column) -> tuple[object, ...]:
+    """By knowledge; linf before l2; the known attacks in their order, others by name, then the worst case."""
+    knowledge, source, attack, norm, epsilon = column
+    rank = ATTACKS.index(attack) if attack in ATTACKS else len(ATTACKS)
+    return KNOWLEDGE.index(knowledge), source, norm != "linf", attack == "all", rank, attack, epsilon

@@ -1,0 +1,225 @@
+"""A run: a folder with what came of training a recipe.
+
+It holds `run.json` (name, recipe, data, result), `classifier.safetensors` (the classifier alone), for Defend++
+`auto_encoder.safetensors` (what inference never needs), and `logs/`. While the training is unfinished `checkpoints/` is
+there too, and `run.json` has no result.
+"""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from defendpp import networks
+from defendpp.data import Data, crop_and_flip
+from defendpp.data.images import Augment
+from defendpp.objective import Defend, Objective, cross_entropy, defend
+from defendpp.recipe import Recipe
+from defendpp.training import Fitted, LearningRate, Phase, alternating, fit, joint, one_cycle, step_decay
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained network, read from its folder, in eval mode on the CPU."""
+
+    name: str
+    """What tables call it."""
+    recipe: Recipe
+    classifier: nn.Module
+    objective: Defend | None
+    """With the decoder, where it was trained with one."""
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]
+    """(channel, height, width)"""
+    result: Fitted
+    id: str
+    """Hash of the classifier's weights."""
+
+
+def build_classifier(recipe: Recipe, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """The recipe's classifier with its initial weights, which depend on the seed alone (or on `start`)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        classifier = networks.build(
+            recipe.network,
+            classes=classes,
+            channels=image_shape[0],
+            image_size=image_shape[1],
+            width=recipe.width,
+            stem=recipe.stem,
+            pretrained=recipe.pretrained,
+        )
+    if recipe.start is not None:
+        networks.load_weights(classifier, Path(recipe.start) / "classifier.safetensors")
+    return classifier
+
+
+def build_objective(recipe: Recipe, classifier: nn.Module, image_shape: tuple[int, int, int]) -> Objective:
+    """The recipe's objective for `classifier`, with a decoder of fresh weights where it needs one."""
+    if recipe.defence == "none":
+        return partial(cross_entropy, noise=recipe.noise, clip=recipe.clip_noise)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed + 1)  # not the classifier's own random numbers again
+        return defend(
+            classifier,
+            image_shape,
+            noise=recipe.noise,
+            clip_noise=recipe.clip_noise,
+            decoder=recipe.decoder,
+            targets=recipe.targets,
+            scales=recipe.scales,
+            full_scale_weight=recipe.full_scale_weight,
+            scale_weight=recipe.scale_weight,
+            shared_blocks=recipe.shared_blocks,
+            block_names=recipe.blocks or None,
+        )
+
+
+def train(
+    recipe: Recipe,
+    data: Data,
+    folder: Path,
+    *,
+    name: str | None = None,
+    accelerator: str = "auto",
+    progress: bool = True,
+) -> Run:
+    """Train `recipe` on `data` into the run folder `folder`, or go on where an interrupted call left off.
+
+    Raises `FileExistsError` where the folder already holds a finished run, another recipe's, or something else; nothing
+    in it is changed then. Raises what `fit` raises.
+    """
+    image_shape = (data.channels, data.image_size, data.image_size)
+    images = data.train
+    if recipe.training_images is not None:
+        images = images.take(recipe.training_images, recipe.split_seed)
+    heading = {
+        "name": name or str(recipe),
+        "recipe": dataclasses.asdict(recipe),
+        "recipe_hash": recipe.hash,
+        "classes": list(data.classes),
+        "image_shape": list(image_shape),
+        "training_images": len(images),
+    }
+    _check_folder(folder, heading)
+    if recipe.start is not None and not (Path(recipe.start) / "classifier.safetensors").exists():
+        raise FileNotFoundError(f"start {recipe.start} is no folder of a finished run: no classifier.safetensors in it")
+    classifier = build_classifier(recipe, len(data.classes), image_shape)
+    objective = build_objective(recipe, classifier, image_shape)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "run.json", heading)
+    fitted = fit(
+        classifier,
+        objective,
+        images,
+        data.validation,
+        phases=_phases(recipe),
+        learning_rate=_learning_rate(recipe),
+        folder=folder,
+        batch_size=recipe.batch_size,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        clip_norm=recipe.clip_norm,
+        augment=_augment(recipe),
+        seed=recipe.seed,
+        accelerator=accelerator,
+        progress=progress,
+    )
+    if isinstance(objective, Defend):
+        networks.save(objective.auto_encoder, folder / "auto_encoder.safetensors", {"recipe": recipe.hash})
+    networks.save(classifier, folder / "classifier.safetensors", {"recipe": recipe.hash, "network": recipe.network})
+    _write_json(folder / "run.json", {**heading, "result": dataclasses.asdict(fitted)})
+    shutil.rmtree(folder / "checkpoints")  # only after the result is on disk
+    return load_run(folder)
+
+
+def load_run(folder: Path) -> Run:
+    """Read a finished run. Raises `FileNotFoundError` or `ValueError` where the folder holds none, or a damaged one."""
+    heading = _read_json(folder / "run.json")
+    if "result" not in heading:
+        raise FileNotFoundError(f"the training in {folder} is not finished: run its `defendpp train` command again")
+    try:
+        fields = {**heading["recipe"], "blocks": tuple(heading["recipe"]["blocks"])}
+        recipe = Recipe(**fields)
+        channels, height, width = heading["image_shape"]
+        classes, name, result = tuple(heading["classes"]), heading["name"], Fitted(**heading["result"])
+    except (KeyError, TypeError) as problem:
+        raise ValueError(f"{folder / 'run.json'} was not written by this version of defendpp: {problem}") from problem
+    shape = (channels, height, width)
+    classifier = build_classifier(dataclasses.replace(recipe, start=None, pretrained=False), len(classes), shape)
+    objective = build_objective(recipe, classifier, shape)
+    networks.load_weights(classifier, folder / "classifier.safetensors")
+    hardened = objective if isinstance(objective, Defend) else None
+    if hardened:
+        networks.load_weights(hardened.auto_encoder, folder / "auto_encoder.safetensors")
+        hardened.eval()
+    classifier.eval()
+    return Run(name, recipe, classifier, hardened, classes, shape, result, fingerprint(classifier))
+
+
+def fingerprint(classifier: nn.Module) -> str:
+    """Twelve hexadecimal digits of the hash of a classifier's weights, which tell two networks apart."""
+    digest = hashlib.sha256()
+    for name, tensor in classifier.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def _check_folder(folder: Path, heading: dict[str, Any]) -> None:
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not (folder / "run.json").is_file():
+        raise FileExistsError(f"{folder} exists and is no run folder: choose another place for the run")
+    present = _read_json(folder / "run.json")
+    if "result" in present:
+        raise FileExistsError(f"{folder} already holds a finished run: choose another folder, or remove that one")
+    if present != json.loads(json.dumps(heading)):
+        raise FileExistsError(
+            f"{folder} holds an unfinished run of another recipe: choose another folder, or remove it"
+        )
+
+
+def _phases(recipe: Recipe) -> list[Phase]:
+    if recipe.learning == "joint":
+        return joint(recipe.epochs)
+    return alternating(
+        recipe.cycles,
+        auto_encoder_epochs=recipe.auto_encoder_epochs,
+        classifier_epochs=recipe.classifier_epochs,
+        joint_epochs=recipe.epochs,
+    )
+
+
+def _learning_rate(recipe: Recipe) -> LearningRate:
+    if recipe.schedule == "step":
+        return step_decay(recipe.learning_rate, every=recipe.decay_every)
+    return one_cycle(recipe.learning_rate, epochs=sum(phase.epochs for phase in _phases(recipe)))
+
+
+def _augment(recipe: Recipe) -> Augment | None:
+    return None if recipe.augment == "none" else partial(crop_and_flip, flip=recipe.augment == "crop-flip")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no run in {path.parent}: no {path.name} in it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise ValueError(f"{path} is damaged: {problem}") from problem
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write at once or not at all, so that an interruption leaves the old file."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,106 @@
+"""Attacks with all their settings, as evaluations and records name them."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from defendpp import attacks
+from defendpp.attacks import AttackResult
+
+
+@dataclass(frozen=True)
+class Attack:
+    """An attack with all its settings."""
+
+    name: str
+    norm: str
+    epsilon: float | None
+    """Budget in pixel units; None for a minimal-norm attack."""
+    settings: Mapping[str, Any]
+    """Everything else that determines it, for the records."""
+    run: Callable[..., AttackResult]
+    """(model, images, labels) to `AttackResult`; takes a `generator` too where `is_random`."""
+    is_random: bool
+
+    def __str__(self) -> str:
+        return self.name if self.epsilon is None else f"{self.name} {self.epsilon:g}"
+
+
+def fgsm(epsilon: float) -> Attack:
+    """FGSM with an L∞ budget in pixel units."""
+    return _fixed("fgsm", epsilon, {}, attacks.fgsm)
+
+
+def bim(epsilon: float, *, steps: int = 100, relative_step: float = 0.1) -> Attack:
+    """BIM with an L∞ budget in pixel units; each step is `relative_step` of the budget."""
+    return _fixed("bim", epsilon, {"steps": steps, "relative_step": relative_step}, attacks.bim)
+
+
+def pgd(
+    epsilon: float,
+    *,
+    steps: int = 40,
+    relative_step: float = 0.1,
+    restarts: int = 1,
+    loss: str = "cross_entropy",
+    norm: Literal["linf", "l2"] = "linf",
+    stop_early: bool = False,
+) -> Attack:
+    """PGD with a random start and an L∞ or L2 budget in pixel units; each step is `relative_step` of the budget."""
+    settings = {
+        "steps": steps,
+        "relative_step": relative_step,
+        "restarts": restarts,
+        "loss": loss,
+        "stop_early": stop_early,
+    }
+    return _fixed("pgd", epsilon, settings, partial(attacks.pgd, norm=norm), norm=norm, is_random=True)
+
+
+def carlini_wagner(
+    *, search_steps: int = 5, iterations: int = 20, learning_rate: float = 0.15, initial_constant: float = 1.0
+) -> Attack:
+    """C&W, smallest L2; by default the paper's 5 x 20."""
+    run = partial(
+        attacks.carlini_wagner,
+        search_steps=search_steps,
+        iterations=iterations,
+        learning_rate=learning_rate,
+        initial_constant=initial_constant,
+    )
+    return Attack("carlini_wagner", "l2", None, run.keywords, run, is_random=False)
+
+
+def ddn(*, steps: int = 100, levels: int | None = 256) -> Attack:
+    """DDN, smallest L2; by default 100 steps on images of 8 bits."""
+    run = partial(attacks.ddn, steps=steps, levels=levels)
+    return Attack("ddn", "l2", None, run.keywords, run, is_random=True)
+
+
+def _fixed(
+    name: str,
+    epsilon: float,
+    settings: dict[str, Any],
+    function: Callable[..., AttackResult],
+    *,
+    norm: str = "linf",
+    is_random: bool = False,
+) -> Attack:
+    if not 0 <= epsilon < float("inf"):
+        raise ValueError(f"epsilon must be at least 0 and finite, in pixel units of [0, 1], not {epsilon}")
+    for key in ("steps", "restarts"):
+        if settings.get(key, 1) < 1:
+            raise ValueError(f"{name} needs at least 1 of {key}, not {settings[key]}")
+    arguments = {key: value for key, value in settings.items() if key != "relative_step"}
+    if "relative_step" in settings:
+        arguments["step_size"] = settings["relative_step"] * epsilon
+    return Attack(name, norm, epsilon, settings, partial(function, epsilon=epsilon, **arguments), is_random)
+
+
+def usual_epsilon(image_shape: tuple[int, int, int]) -> float:
+    """The paper's L∞ budget (section 4.1): 0.2 for MNIST, 0.05 for CIFAR-10, 0.01 for ImageNet, told by the images."""
+    channels, height, _ = image_shape
+    if height >= 64:
+        return 0.01
+    return 0.2 if channels == 1 else 0.05

@@ -1,0 +1,365 @@
+"""Train a classifier on an objective: `fit`, which knows no defence by name. Lightning runs the loop.
+
+Every epoch starts from random numbers derived from (seed, epoch) and ends with a checkpoint, so that a training that
+was killed at any moment resumes at the last finished epoch and ends in the same weights as one never stopped.
+"""
+
+import logging
+import math
+import signal
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from defendpp.data import Images, batches
+from defendpp.data.images import Augment
+from defendpp.objective import Objective, Terms
+
+LearningRate = Callable[[float], float]
+"""The learning rate after a number of epochs, which is a fraction within an epoch."""
+
+Batch = tuple[Float[Tensor, "batch channel height width"], Int[Tensor, " batch"]]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A number of epochs on some of the objective's terms."""
+
+    epochs: int
+    terms: str = ""
+    """Only terms whose name starts with this are trained on; "" is all of them."""
+
+
+def joint(epochs: int) -> list[Phase]:
+    """Joint learning (section 3.4): all terms in every epoch."""
+    return [Phase(epochs)]
+
+
+def alternating(cycles: int, *, auto_encoder_epochs: int, classifier_epochs: int, joint_epochs: int) -> list[Phase]:
+    """Alternative learning (section 3.4): cycles of auto-encoder and classifier, then both.
+
+    The paper trains two networks and copies the encoder's weights from one to the other and back. Here the shared
+    blocks are one set of weights, so that training the terms in turn, each phase with fresh momentum, is that copying.
+    """
+    cycle = [Phase(auto_encoder_epochs, "reconstruction"), Phase(classifier_epochs, "classification")]
+    return [phase for phase in [*cycle * cycles, Phase(joint_epochs)] if phase.epochs > 0]
+
+
+def step_decay(initial: float, *, every: float, factor: float = 0.1) -> LearningRate:
+    """The paper's schedule (section 4.1): times `factor` after every `every` epochs."""
+    return lambda epoch: initial * factor ** (epoch // every)
+
+
+def one_cycle(peak: float, *, epochs: float, warm_up: float = 0.25) -> LearningRate:
+    """For short trainings: linearly from 0 up to `peak` in the first `warm_up` of the epochs, then linearly to 0."""
+
+    def rate(epoch: float) -> float:
+        done = epoch / epochs
+        return peak * max(0.0, min(done / warm_up, (1 - done) / (1 - warm_up)))
+
+    return rate
+
+
+class DivergedError(RuntimeError):
+    """The loss is not finite any more."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training came to. The accuracy is on the validation images, at the epoch whose weights were kept."""
+
+    validation_accuracy: float
+    validation_images: int
+    epoch: int
+    """The epoch whose weights were kept, counted from 1."""
+    epochs: int
+    seconds: float
+    """Time spent in training and validation, over all resumptions."""
+
+
+def fit(
+    classifier: nn.Module,
+    objective: Objective,
+    train: Images,
+    validation: Images,
+    *,
+    phases: Sequence[Phase],
+    learning_rate: LearningRate,
+    folder: Path,
+    batch_size: int = 256,
+    momentum: float = 0.9,
+    weight_decay: float = 5e-4,
+    clip_norm: float | None = None,
+    augment: Augment | None = None,
+    seed: int = 0,
+    accelerator: str = "auto",
+    progress: bool = True,
+) -> Fitted:
+    """Train `classifier` (and the objective's own modules) by SGD and leave both with the weights of the best epoch.
+
+    Best is the highest accuracy on the clean validation images, among equals the lowest cross-entropy. `folder`
+    receives `checkpoints/last.ckpt` after each epoch, from which a second call resumes, and logs for TensorBoard and as
+    CSV, one version a start. Both modules end in eval mode; the global random state is left as found.
+
+    Raises `ValueError` for settings that cannot work, `DivergedError` where the loss is not finite, and
+    `KeyboardInterrupt` when interrupted, after which the same call resumes.
+    """
+    epochs = sum(phase.epochs for phase in phases)
+    if epochs < 1 or any(phase.epochs < 0 for phase in phases):
+        raise ValueError(f"training needs at least 1 epoch, not {epochs}")
+    if batch_size < 2:
+        raise ValueError(f"the batch size must be at least 2, because of batch normalisation, not {batch_size}")
+    if len(train) < 2 or len(validation) < 1:
+        raise ValueError(f"training needs images to train on and to choose by, not {len(train)} and {len(validation)}")
+    loop = _Loop(
+        classifier,
+        objective,
+        train,
+        validation,
+        phases=phases,
+        learning_rate=learning_rate,
+        batch_size=min(batch_size, len(train)),
+        momentum=momentum,
+        weight_decay=weight_decay,
+        augment=augment,
+        seed=seed,
+    )
+    checkpoints = folder / "checkpoints"
+    last = checkpoints / "last.ckpt"
+    callbacks: list[Callback] = [
+        ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+    ]
+    if progress:
+        callbacks.append(_Bar(epochs))
+    version = len([*folder.glob("logs/version_*")])
+    random_state = torch.get_rng_state()
+    interrupt_handler = signal.getsignal(signal.SIGINT)
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")  # Lightning's advice on loaders and folders, which do not apply here
+        trainer = lightning.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            max_epochs=epochs,
+            reload_dataloaders_every_n_epochs=1,  # each epoch's loader knows its epoch, and so its order
+            num_sanity_val_steps=0,
+            gradient_clip_val=clip_norm,
+            callbacks=callbacks,
+            logger=[CSVLogger(folder, "logs", version), TensorBoardLogger(folder, "logs", version)],
+            log_every_n_steps=20,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        try:
+            trainer.fit(loop, ckpt_path=last if last.exists() else None, weights_only=True)
+        except SystemExit as stopped:  # Lightning's answer to an interrupt, after which it also ignores the next one
+            raise KeyboardInterrupt from stopped
+        finally:
+            if interrupt_handler is not None:
+                signal.signal(signal.SIGINT, interrupt_handler)
+            torch.set_rng_state(random_state)
+    return loop.finish()
+
+
+class _Loop(lightning.LightningModule):
+    """What happens in a step; Lightning does the rest."""
+
+    def __init__(
+        self,
+        classifier: nn.Module,
+        objective: Objective,
+        train: Images,
+        validation: Images,
+        *,
+        phases: Sequence[Phase],
+        learning_rate: LearningRate,
+        batch_size: int,
+        momentum: float,
+        weight_decay: float,
+        augment: Augment | None,
+        seed: int,
+    ):
+        super().__init__()
+        self.classifier = classifier
+        self.objective = objective  # registered as a submodule where it is one
+        self.train_images = train
+        self.validation_images = validation
+        self.terms = [phase.terms for phase in phases for _ in range(phase.epochs)]
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.steps = len(train) // batch_size  # a last small batch would unsettle batch normalisation
+        self.momentum = momentum
+        self.weight_decay = weight_decay
+        self.augment = augment
+        self.seed = seed
+        self.best: dict[str, Any] = {}
+        self.correct = 0
+        self.loss = 0.0
+        self.seconds = 0.0
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=1.0, momentum=self.momentum, weight_decay=self.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.learning_rate(step / self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def train_dataloader(self) -> "_Epoch":
+        return _Epoch(
+            self.train_images, self.batch_size, self.steps, (self.seed, self.current_epoch), augment=self.augment
+        )
+
+    def val_dataloader(self) -> "_Epoch":
+        steps = math.ceil(len(self.validation_images) / self.batch_size)
+        return _Epoch(self.validation_images, self.batch_size, steps, None)
+
+    def on_train_epoch_start(self) -> None:
+        self.train()
+        self.started = time.monotonic()
+        torch.manual_seed(_derive(self.seed, self.current_epoch))
+        if self.current_epoch > 0 and self.terms[self.current_epoch] != self.terms[self.current_epoch - 1]:
+            self.trainer.optimizers[0].state.clear()  # a phase starts with fresh momentum
+
+    def training_step(self, batch: Any, _index: int) -> Tensor:
+        images, labels = batch
+        every = self.objective(self.classifier, images, labels)
+        chosen = {name: term for name, term in every.items() if name.startswith(self.terms[self.current_epoch])}
+        if not chosen:
+            raise ValueError(
+                f"no term of the objective ({', '.join(every)}) starts with {self.terms[self.current_epoch]!r}"
+            )
+        loss = torch.stack([*chosen.values()]).sum()
+        if not torch.isfinite(loss):
+            self._diverged(every)
+        self.log_dict({"loss": loss, **chosen})
+        return loss
+
+    def _diverged(self, terms: Terms) -> None:
+        values = ", ".join(f"{name} {term.item():g}" for name, term in terms.items())
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        raise DivergedError(
+            f"the loss is not finite in epoch {self.current_epoch + 1} after {self.global_step} steps ({values}): "
+            f"try a lower learning rate than {rate:g}, or clip the gradient's norm"
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        self.correct, self.loss = 0, 0.0
+
+    def validation_step(self, batch: Any, _index: int) -> None:
+        images, labels = batch
+        logits = self.classifier(images)
+        self.correct += int((logits.argmax(1) == labels).sum())
+        self.loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
+
+    def on_train_epoch_end(self) -> None:
+        n = len(self.validation_images)
+        self.log_dict({"validation_accuracy": self.correct / n, "validation_loss": self.loss / n})
+        score = [self.correct, -self.loss if math.isfinite(self.loss) else -math.inf]
+        if not self.best or score > self.best["score"]:
+            weights = {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
+            self.best = {"score": score, "epoch": self.current_epoch + 1, "weights": weights}
+        self.seconds += time.monotonic() - self.started
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["best"] = self.best
+        checkpoint["seconds"] = self.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.best = checkpoint["best"]
+        self.seconds = checkpoint["seconds"]
+
+    def finish(self) -> Fitted:
+        self.load_state_dict(self.best["weights"])
+        self.eval()
+        n = len(self.validation_images)
+        return Fitted(self.best["score"][0] / n, n, self.best["epoch"], len(self.terms), self.seconds)
+
+
+class _Epoch:
+    """One pass over a split, in an order of its own where `key` is given; what Lightning takes for a data loader."""
+
+    def __init__(
+        self, images: Images, batch_size: int, steps: int, key: tuple[int, int] | None, augment: Augment | None = None
+    ):
+        self.images = images
+        self.batch_size = batch_size
+        self.steps = steps
+        self.key = key
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(_derive(*self.key)) if self.key is not None else None
+        yield from batches(
+            self.images, self.batch_size, generator=generator, augment=self.augment, drop_last=self.key is not None
+        )
+
+
+def _derive(seed: int, epoch: int) -> int:
+    """A seed for each (seed, epoch): far apart, so that neighbouring seeds share no epoch."""
+    return (seed * 1_000_003 + epoch * 7_919 + 1) % 2**63
+
+
+class _Bar(Callback):
+    """One bar over the whole training, with the time left."""
+
+    def __init__(self, epochs: int):
+        self.epochs = epochs
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        total = self.epochs * int(trainer.num_training_batches)
+        self.task = self.bar.add_task("training", total=total, completed=trainer.global_step, note="")
+        self.bar.start()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.bar.update(self.task, completed=trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        loss, accuracy = (trainer.callback_metrics.get(name) for name in ("loss", "validation_accuracy"))
+        note = f"loss {float(loss):.3f}" if loss is not None else ""
+        note += f", validation {100 * float(accuracy):.2f} %" if accuracy is not None else ""
+        self.bar.update(self.task, note=note)
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self.bar.stop()
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        self.bar.stop()
+
+
+class _quiet:
+    """Within this context Lightning reports errors only."""
+
+    def __enter__(self) -> None:
+        self.loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+        self.levels = [logger.level for logger in self.loggers]
+        for logger in self.loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        for logger, level in zip(self.loggers, self.levels, strict=True):
+            logger.setLevel(level)

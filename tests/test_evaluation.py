@@ -1,0 +1,189 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from examples import small_network
+from torch import nn
+
+from defendpp import threats
+from defendpp.data import Data, from_tensors
+from defendpp.evaluation import (
+    Network,
+    adversarial_set,
+    attacked_records,
+    evaluate,
+    network,
+    pictures,
+    piece_size,
+    predictions,
+)
+from defendpp.objective import defend
+
+EVERY = [threats.fgsm(0.1), threats.bim(0.1, steps=3), threats.pgd(0.1, steps=3), threats.ddn(steps=5)]
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    generator = torch.Generator().manual_seed(0)
+    return from_tensors(torch.rand(100, 1, 28, 28, generator=generator), torch.arange(100) % 10, name="noise")
+
+
+class Always(nn.Module):
+    """Predicts one class, whatever comes in, or the one that the first pixel names."""
+
+    def __init__(self, label: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(nn.functional.one_hot(torch.tensor(label), 10).float())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.bias + 0 * images.flatten(1).sum(1, keepdim=True)
+
+
+def test_a_network_that_is_always_right_or_wrong_on_a_class(data: Data, tmp_path: Path) -> None:
+    made = evaluate([network("three", Always(3))], [threats.fgsm(0.1)], data.test, tmp_path, data="noise")
+    for knowledge in ("clean", "white-box"):
+        rows = made[made["knowledge"] == knowledge]
+        assert rows["correct"].tolist() == (rows["label"] == 3).tolist()
+        assert set(rows["image"]) == set(data.test.index.tolist())
+    attacked = made[made["knowledge"] == "white-box"]
+    assert (attacked["success"] == (attacked["label"] != 3)).all()
+
+
+def test_every_column_agrees_with_the_stored_set(data: Data, tmp_path: Path) -> None:
+    target, source = network("target", small_network(1)), network("source", small_network(2))
+    attack = threats.ddn(steps=10)
+    made = attacked_records([target, source], source, attack, data.test, tmp_path / "set", data="noise", seed=5)
+    pieces = list(adversarial_set(source, attack, data.test, tmp_path / "set", seed=5))
+    adversarial = torch.cat([piece.images for piece in pieces])
+    clean, labels = data.test.batch(range(len(data.test)))
+    for each, knowledge in ((target, "transfer"), (source, "white-box")):
+        rows = made[each.id]
+        assert set(rows["knowledge"]) == {knowledge}
+        assert set(rows["source"]) == {"source"}
+        assert set(rows["seed"]) == {5}
+        assert rows["epsilon"].isna().all()
+        assert json.loads(rows["settings"].iloc[0]) == {"levels": 256, "steps": 10}
+        assert rows["label"].tolist() == labels.tolist()
+        assert rows["prediction"].tolist() == each.model(adversarial).argmax(1).tolist()
+        assert rows["clean_prediction"].tolist() == each.model(clean).argmax(1).tolist()
+        distance = (adversarial - clean).flatten(1)
+        np.testing.assert_allclose(rows["l2"], distance.norm(dim=1).numpy(), rtol=1e-5)
+        np.testing.assert_allclose(rows["linf"], distance.abs().amax(1).numpy(), rtol=1e-6)
+    wrong = made[source.id]["prediction"] != made[source.id]["label"]
+    assert (made[source.id]["success"] == wrong).all()
+
+
+def test_nothing_finished_is_done_again_and_an_interruption_loses_nothing(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pieces of 10 images: the work is interrupted after one piece, then finished, then asked for again."""
+    monkeypatch.setattr("defendpp.evaluation.piece_size", lambda _split: 10)
+    target = network("target", small_network())
+    forwards = 0
+
+    def count(*_: object) -> None:
+        nonlocal forwards
+        forwards += 1
+
+    class StopHereError(Exception):
+        pass
+
+    def interrupt(_what: str, done: int, _total: int) -> None:
+        if done >= 10:
+            raise StopHereError
+
+    with pytest.raises(StopHereError):
+        evaluate([target], [threats.pgd(0.1, steps=5)], data.test, tmp_path / "a", data="noise", progress=interrupt)
+    handle = target.model.register_forward_hook(count)
+    resumed = evaluate([target], [threats.pgd(0.1, steps=5)], data.test, tmp_path / "a", data="noise")
+    handle.remove()
+    assert forwards == 7 + 2 * 2  # the attack on the second piece, and two predictions of each of the two pieces
+    handle = target.model.register_forward_hook(count)
+    again = evaluate([target], [threats.pgd(0.1, steps=5)], data.test, tmp_path / "a", data="noise")
+    handle.remove()
+    assert forwards == 7 + 2 * 2
+    whole = evaluate([target], [threats.pgd(0.1, steps=5)], data.test, tmp_path / "b", data="noise")
+    assert resumed.equals(again)
+    assert resumed.equals(whole)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_transfer_uses_one_set_for_all_targets_and_never_the_source(data: Data, tmp_path: Path) -> None:
+    networks = [network(name, small_network(seed)) for seed, name in enumerate("abc")]
+    made = evaluate(networks, [threats.fgsm(0.1)], data.test, tmp_path, data="noise", source=networks[0])
+    transferred = made[made["knowledge"] == "transfer"]
+    assert list(transferred["network"].unique()) == ["b", "c"]
+    assert set(transferred["source"]) == {"a"}
+    b, c = (transferred[transferred["network"] == name] for name in "bc")
+    assert b["linf"].tolist() == c["linf"].tolist()
+    white_box = made[(made["knowledge"] == "white-box") & (made["network"] == "a")]
+    assert b["success"].tolist() == white_box["success"].tolist()
+
+
+def test_what_cannot_be_measured_is_refused_before_any_work(data: Data, tmp_path: Path) -> None:
+    one, twin = network("one", small_network(0)), network("twin", small_network(0))
+    with pytest.raises(ValueError, match="another network than its target, but 'twin' and 'one' have the same weights"):
+        evaluate([one], EVERY, data.test, tmp_path / "x", data="noise", source=twin)
+    with pytest.raises(ValueError, match="networks must differ in weights: 'one' and 'twin' do not"):
+        evaluate([one, twin], EVERY, data.test, tmp_path / "x", data="noise")
+    with pytest.raises(ValueError, match="networks must differ in name"):
+        evaluate([one, network("one", small_network(1))], EVERY, data.test, tmp_path / "x", data="noise")
+    with pytest.raises(ValueError, match="no test images in noise"):
+        evaluate([one], EVERY, data.test.take(0), tmp_path / "x", data="noise")
+    assert not (tmp_path / "x").exists()
+
+
+def test_another_set_s_folder_is_refused_and_stays_as_it_was(data: Data, tmp_path: Path) -> None:
+    target = network("target", small_network())
+    list(adversarial_set(target, threats.fgsm(0.1), data.test, tmp_path / "set"))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()}
+    with pytest.raises(ValueError, match=r"holds another adversarial set: epsilon is 0\.1, not 0\.2"):
+        list(adversarial_set(target, threats.fgsm(0.2), data.test, tmp_path / "set"))
+    assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="exists and is no adversarial set"):
+        list(adversarial_set(target, threats.fgsm(0.1), data.test, tmp_path / "mine"))
+    (piece,) = (tmp_path / "set").glob("*.safetensors")
+    piece.write_bytes(piece.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="is damaged"):
+        list(adversarial_set(target, threats.fgsm(0.1), data.test, tmp_path / "set"))
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, float("nan"), float("inf")])
+def test_budgets_must_be_at_least_0(epsilon: float) -> None:
+    for make in (threats.fgsm, threats.bim, threats.pgd):
+        with pytest.raises(ValueError, match=f"epsilon must be at least 0 and finite.*not {epsilon}"):
+            make(epsilon)
+
+
+def test_steps_are_checked() -> None:
+    with pytest.raises(ValueError, match="pgd needs at least 1 of restarts, not 0"):
+        threats.pgd(0.1, restarts=0)
+
+
+@pytest.mark.parametrize(("shape", "epsilon"), [((1, 28, 28), 0.2), ((3, 32, 32), 0.05), ((3, 224, 224), 0.01)])
+def test_the_usual_budget_is_the_paper_s(shape: tuple[int, int, int], epsilon: float) -> None:
+    assert threats.usual_epsilon(shape) == epsilon
+
+
+def test_pieces_are_smaller_for_larger_images(data: Data) -> None:
+    assert piece_size(data.test) == 500
+    large = from_tensors(torch.zeros(20, 3, 224, 224, dtype=torch.uint8), torch.arange(20) % 2)
+    assert piece_size(large.test) == 10
+
+
+def test_pictures_show_the_attack_and_what_the_decoder_rebuilds(data: Data) -> None:
+    classifier = small_network()
+    objective = defend(classifier, (1, 28, 28))
+    classifier.eval()
+    shown = pictures(Network("x", classifier, "id"), objective, threats.fgsm(0.1), data.test, n=3)
+    images, _ = data.test.batch(range(3))
+    assert np.array_equal(shown["clean"], images.numpy())
+    assert np.abs(shown["adversarial"] - shown["clean"]).max() == pytest.approx(0.1, abs=1e-6)
+    assert shown["prediction"].tolist() == predictions(classifier, torch.tensor(shown["adversarial"])).tolist()
+    expected = objective.eval().classify_and_rebuild(classifier, images)[1][0].detach().clamp(0, 1)
+    np.testing.assert_allclose(shown["clean_reconstruction"], expected.numpy(), atol=1e-6)
+    assert "clean_reconstruction" not in pictures(Network("x", classifier, "id"), None, EVERY[1], data.test, n=3)

@@ -1,0 +1,182 @@
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+from defendpp import networks, runs
+from defendpp.data import Data, from_tensors
+from defendpp.objective import Defend
+from defendpp.recipe import Recipe
+from defendpp.runs import build_classifier, build_objective, fingerprint, load_run, train
+
+PLAIN = Recipe(data="tensors", width=4, epochs=1, batch_size=32, learning_rate=0.05)
+HARDENED = dataclasses.replace(PLAIN, defence="defend", noise=0.2, shared_blocks=3)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (100, 1, 28, 28), generator=generator, dtype=torch.uint8)
+    return from_tensors(images, torch.arange(100) % 4)
+
+
+@pytest.fixture(scope="module")
+def hardened(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "hardened"
+    train(HARDENED, data, folder, accelerator="cpu", progress=False)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_is_read_as_it_was_trained(data: Data, tmp_path: Path) -> None:
+    run = train(HARDENED, data, tmp_path / "run", name="mine", accelerator="cpu", progress=False)
+    again = load_run(tmp_path / "run")
+    assert (again.name, again.recipe, again.id, again.result) == ("mine", HARDENED, run.id, run.result)
+    assert again.classes == ("0", "1", "2", "3")
+    images, _ = data.test.batch(range(5))
+    assert isinstance(run.objective, Defend)
+    assert isinstance(again.objective, Defend)
+    for a, b in zip(
+        run.objective.classify_and_rebuild(run.classifier, images)[1],
+        again.objective.classify_and_rebuild(again.classifier, images)[1],
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+    assert not any(module.training for module in again.classifier.modules())
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_saved_classifier_is_the_plain_architecture_and_nothing_else(data: Data, hardened: Path) -> None:
+    """The decoder is thrown away: a Defend++ checkpoint is one of the undefended network, name by name."""
+    saved = safetensors.torch.load_file(hardened / "classifier.safetensors")
+    plain = networks.build("resnet18", classes=4, channels=1, image_size=28, width=4)
+    assert {name: t.shape for name, t in saved.items()} == {name: t.shape for name, t in plain.state_dict().items()}
+    plain.load_state_dict(saved)
+    images, _ = data.test.batch(range(5))
+    assert torch.equal(plain.eval()(images), load_run(hardened).classifier(images))
+    assert type(load_run(hardened).classifier) is type(plain)
+
+
+def test_initial_weights_depend_on_the_seed_and_not_on_the_defence() -> None:
+    def weights(recipe: Recipe) -> str:
+        return fingerprint(build_classifier(recipe, 4, (1, 28, 28)))
+
+    torch.manual_seed(5)
+    assert weights(PLAIN) == weights(HARDENED)
+    assert weights(PLAIN) != weights(dataclasses.replace(PLAIN, seed=1))
+
+
+def test_start_takes_the_weights_of_another_run(data: Data, hardened: Path, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(PLAIN, start=str(hardened))
+    assert fingerprint(build_classifier(recipe, 4, (1, 28, 28))) == load_run(hardened).id
+    with pytest.raises(FileNotFoundError, match="is no folder of a finished run"):
+        train(dataclasses.replace(PLAIN, start=str(tmp_path)), data, tmp_path / "x", progress=False)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_finished_run_is_never_overwritten(data: Data, hardened: Path) -> None:
+    before = contents(hardened)
+    for recipe in (HARDENED, PLAIN):
+        with pytest.raises(FileExistsError, match="already holds a finished run"):
+            train(recipe, data, hardened, progress=False)
+    assert contents(hardened) == before
+
+
+def test_other_folders_are_left_alone(data: Data, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="exists and is no run folder"):
+        train(PLAIN, data, tmp_path / "mine", progress=False)
+    assert list(contents(tmp_path / "mine")) == ["thesis.tex"]
+
+
+def test_an_interrupted_run_resumes_with_its_own_recipe_only(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "fit", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(PLAIN, data, tmp_path / "run", progress=False)
+    with pytest.raises(FileNotFoundError, match="is not finished"):
+        load_run(tmp_path / "run")
+    with pytest.raises(FileExistsError, match="unfinished run of another recipe"):
+        train(HARDENED, data, tmp_path / "run", progress=False)
+    assert train(PLAIN, data, tmp_path / "run", accelerator="cpu", progress=False).recipe == PLAIN
+
+
+def test_damaged_runs_are_named(hardened: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there is no run in"):
+        load_run(tmp_path)
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(ValueError, match="is damaged"):
+        load_run(tmp_path)
+    heading = json.loads((hardened / "run.json").read_text())
+    heading["recipe"]["colour"] = "blue"
+    (tmp_path / "run.json").write_text(json.dumps(heading))
+    with pytest.raises(ValueError, match=r"not written by this version.*colour"):
+        load_run(tmp_path)
+    del heading["recipe"]["colour"]
+    (tmp_path / "run.json").write_text(json.dumps(heading))
+    (tmp_path / "classifier.safetensors").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        load_run(tmp_path)
+
+
+def test_fewer_training_images(data: Data, tmp_path: Path) -> None:
+    run = train(dataclasses.replace(PLAIN, training_images=40), data, tmp_path / "r", accelerator="cpu", progress=False)
+    assert json.loads((tmp_path / "r" / "run.json").read_text())["training_images"] == 40
+    assert run.recipe.training_images == 40
+
+
+def test_recipes_differ_in_their_hash_and_say_what_they_are() -> None:
+    different = [PLAIN, HARDENED, dataclasses.replace(PLAIN, seed=1), dataclasses.replace(PLAIN, noise=0.2)]
+    assert len({recipe.hash for recipe in different}) == 4
+    assert PLAIN.hash == dataclasses.replace(HARDENED, defence="none", noise=0.0, shared_blocks=None).hash
+    assert [str(recipe) for recipe in different] == ["no defence", "Defend++ + noise 0.2", "no defence", "noise 0.2"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs must be above 0, not 0"),
+        ({"noise": -1.0}, r"noise must be at least 0, not -1\.0"),
+        ({"clip_norm": 0.0}, r"clip_norm must be above 0, not 0\.0"),
+        ({"learning": "alternating", "defence": "none"}, "alternating learning needs a decoder"),
+    ],
+)
+def test_recipes_that_cannot_work_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PLAIN, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("decoder", ["pyramid", "hourglass", "hourglass-sc", "hourglass-sa"])
+@pytest.mark.parametrize("targets", ["low-pass", "linear"])
+def test_every_decoder_and_target_takes_a_step(data: Data, decoder: str, targets: str) -> None:
+    recipe = dataclasses.replace(HARDENED, decoder=decoder, targets=targets)  # type: ignore[arg-type]
+    classifier = build_classifier(recipe, 4, (1, 28, 28))
+    objective = build_objective(recipe, classifier, (1, 28, 28))
+    assert isinstance(objective, Defend)
+    images, labels = data.train.batch(range(8))
+    torch.stack([*objective(classifier, images, labels).values()]).sum().backward()
+    assert all(parameter.grad is not None for parameter in [*classifier.parameters(), *objective.parameters()])
+
+
+@pytest.mark.parametrize(("network", "width"), [("resnet50", 4), ("vgg16", 4), ("timm/convnext_atto", 64)])
+def test_other_networks_are_hardened_too(data: Data, network: str, width: int) -> None:
+    recipe = dataclasses.replace(HARDENED, network=network, width=width, shared_blocks=2)
+    classifier = build_classifier(recipe, 4, (1, 32, 32) if "convnext" in network else (1, 28, 28))
+    objective = build_objective(recipe, classifier, (1, 32, 32) if "convnext" in network else (1, 28, 28))
+    images = torch.rand(4, 1, 32, 32) if "convnext" in network else torch.rand(4, 1, 28, 28)
+    assert isinstance(classifier, nn.Module)
+    terms = objective(classifier, images, torch.tensor([0, 1, 2, 3]))
+    assert {"classification", "reconstruction_0"} <= set(terms)

@@ -1,0 +1,228 @@
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from examples import small_network
+from torch import Tensor, nn
+
+from defendpp.data import Data, from_tensors
+from defendpp.decoder import AutoEncoder, HourglassDecoder, PyramidDecoder
+from defendpp.encoder import PrivateBlocks, find_blocks, tap
+from defendpp.objective import Defend, Terms, cross_entropy, reconstruction_terms
+from defendpp.training import DivergedError, Fitted, Phase, alternating, fit, joint, one_cycle, step_decay
+
+SHAPE = (1, 28, 28)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    """Stripes whose direction and place make the class: easy to learn."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(120) % 4
+    images = 0.2 * torch.rand(120, *SHAPE, generator=generator)
+    for image, label in zip(images, labels, strict=True):
+        image[0, 7 * int(label) : 7 * int(label) + 5] += 0.7
+    return from_tensors(images, labels)
+
+
+def defend(classifier: nn.Module, noise: float = 0.3) -> Defend:
+    blocks = find_blocks(classifier, SHAPE)
+    private = PrivateBlocks(classifier, blocks, 2, SHAPE)
+    auto_encoder = AutoEncoder(private, blocks[1], PyramidDecoder(blocks, SHAPE))
+    return Defend(auto_encoder, blocks[:2], weights=(1, 0.01, 0.01), noise=noise)
+
+
+def train(classifier: nn.Module, objective: Any, data: Data, folder: Path, **settings: Any) -> Fitted:
+    defaults: dict[str, Any] = {
+        "phases": joint(4), "learning_rate": one_cycle(0.05, epochs=4), "batch_size": 20, "progress": False,
+        "accelerator": "cpu",
+    }  # fmt: skip
+    return fit(classifier, objective, data.train, data.validation, folder=folder, **{**defaults, **settings})
+
+
+def test_learns_what_can_be_learned(data: Data, tmp_path: Path) -> None:
+    classifier = small_network()
+    fitted = train(classifier, cross_entropy, data, tmp_path, phases=joint(8), learning_rate=one_cycle(0.1, epochs=8))
+    assert fitted.validation_accuracy == 1
+    assert fitted.validation_images == len(data.validation)
+    images, labels = data.test.batch(range(len(data.test)))
+    assert (classifier(images).argmax(1) == labels).all()
+    assert not classifier.training
+
+
+def test_same_seed_same_weights_and_the_global_random_state_is_left_alone(data: Data, tmp_path: Path) -> None:
+    weights = []
+    for i, seed in enumerate([0, 0, 1]):
+        torch.manual_seed(i)  # must not matter
+        before = torch.get_rng_state()
+        classifier = small_network()
+        objective = defend(classifier)
+        torch.set_rng_state(before)
+        train(classifier, objective, data, tmp_path / str(i), phases=joint(2), seed=seed)
+        assert torch.equal(torch.get_rng_state(), before)
+        weights.append(torch.cat([p.detach().flatten() for p in classifier.parameters()]))
+    assert not torch.equal(weights[0], weights[2])
+    assert torch.equal(weights[0], weights[1])
+
+
+class Killed(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize("killed_at", [1, 7, 8, 9, 15])
+def test_killed_at_any_step_it_resumes_to_the_same_result(data: Data, tmp_path: Path, killed_at: int) -> None:
+    """4 epochs of 4 steps; the kill comes in any of them, or at an epoch's very first step."""
+    whole = small_network()
+    whole_objective = defend(whole)
+    resumed = copy.deepcopy(whole)
+    resumed_objective = defend(resumed)
+    resumed_objective.load_state_dict(whole_objective.state_dict())
+    start = copy.deepcopy((resumed.state_dict(), resumed_objective.state_dict()))
+    expected = train(whole, whole_objective, data, tmp_path / "whole")
+
+    calls = 0
+
+    class Killing(nn.Module):
+        def __init__(self, objective: nn.Module) -> None:
+            super().__init__()
+            self.inner = objective
+
+        def forward(self, *batch: Any) -> Terms:
+            nonlocal calls
+            calls += 1
+            if calls == killed_at:
+                raise Killed
+            terms: Terms = self.inner(*batch)
+            return terms
+
+    with pytest.raises(Killed):
+        train(resumed, Killing(resumed_objective), data, tmp_path / "resumed")
+    # A new process: everything starts from the initial weights again, only the folder is left.
+    resumed.load_state_dict(start[0])
+    resumed_objective.load_state_dict(start[1])
+    fitted = train(resumed, Killing(resumed_objective), data, tmp_path / "resumed")
+
+    assert (fitted.validation_accuracy, fitted.epoch) == (expected.validation_accuracy, expected.epoch)
+    for ours, theirs in ((resumed, whole), (resumed_objective, whole_objective)):
+        for name, tensor in theirs.state_dict().items():
+            assert torch.equal(ours.state_dict()[name], tensor), name
+    assert calls == killed_at + 16 - (killed_at - 1) // 4 * 4  # finished epochs are not repeated
+
+
+def test_the_best_epoch_on_validation_is_kept(data: Data, tmp_path: Path) -> None:
+    """The learning rate explodes in the last epoch, so that an earlier one is best."""
+    classifier = small_network()
+    fitted = train(
+        classifier,
+        cross_entropy,
+        data,
+        tmp_path,
+        phases=joint(6),
+        learning_rate=lambda epoch: 0.05 if epoch < 5 else 5.0,
+    )
+    logged = pd.read_csv(tmp_path / "logs" / "version_0" / "metrics.csv")["validation_accuracy"].dropna().to_list()
+    assert len(logged) == 6
+    assert fitted.epoch < 6
+    assert fitted.validation_accuracy == pytest.approx(max(logged))
+    images, labels = data.validation.batch(range(len(data.validation)))
+    accuracy = (classifier(images).argmax(1) == labels).float().mean().item()
+    assert accuracy == pytest.approx(fitted.validation_accuracy)
+
+
+def test_logs_are_csv_and_tensorboard_and_a_resumption_keeps_the_old_ones(data: Data, tmp_path: Path) -> None:
+    classifier = small_network()
+    train(classifier, cross_entropy, data, tmp_path, phases=joint(1))
+    train(classifier, cross_entropy, data, tmp_path, phases=joint(2))
+    for version in ("version_0", "version_1"):
+        assert (tmp_path / "logs" / version / "metrics.csv").stat().st_size > 0
+        assert list((tmp_path / "logs" / version).glob("events.*"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_clear_message(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"not finite in epoch 1 after \d+ steps \(classification .*lower learning"):
+        train(small_network(), cross_entropy, data, tmp_path, learning_rate=lambda _: 1e20)
+
+
+def test_alternating_learning_is_training_two_networks_and_copying_the_encoder(data: Data, tmp_path: Path) -> None:
+    """The paper's procedure written out: two networks, each with its own optimiser, and copies between the phases."""
+    phases = alternating(2, auto_encoder_epochs=1, classifier_epochs=1, joint_epochs=0)
+    classifier = small_network()
+    blocks = find_blocks(classifier, SHAPE)
+
+    def rebuild(network: nn.Module, decoder: nn.Module, images: Tensor) -> Any:
+        with tap(network, blocks) as maps:
+            network(images)
+        return decoder(maps)
+
+    private = PrivateBlocks(classifier, blocks, 3, SHAPE)
+    torch.manual_seed(0)
+    decoder = HourglassDecoder(blocks, SHAPE)
+    objective = Defend(AutoEncoder(private, blocks[2], copy.deepcopy(decoder)), blocks, weights=(1, 0.01, 0.01))
+    other_classifier, auto_encoder = copy.deepcopy(classifier), copy.deepcopy(classifier)
+    train(classifier, objective, data, tmp_path, phases=phases, learning_rate=lambda _: 0.05)
+
+    from defendpp.data import batches
+    from defendpp.frequency import low_pass
+    from defendpp.training import _derive
+
+    scores = []
+    for epoch in range(4):
+        network = (auto_encoder, other_classifier)[epoch % 2]
+        network.train()
+        decoder.train()
+        parameters = [*network.parameters(), *(decoder.parameters() if epoch % 2 == 0 else ())]
+        optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=5e-4)
+        order = torch.Generator().manual_seed(_derive(0, epoch))
+        for images, labels in batches(data.train, 20, generator=order, drop_last=True):
+            if epoch % 2 == 0:
+                terms = reconstruction_terms(rebuild(network, decoder, images), low_pass(images, 3), (1, 0.01, 0.01))
+            else:
+                terms = cross_entropy(network, images, labels)
+            optimizer.zero_grad()
+            torch.stack([*terms.values()]).sum().backward()
+            optimizer.step()
+        for source, target in zip(network[:3].parameters(), (other_classifier, auto_encoder)[epoch % 2][:3].parameters(), strict=True):  # type: ignore[index]  # fmt: skip # noqa: E501
+            target.data.copy_(source)
+        scores.append({k: v.clone() for k, v in other_classifier.state_dict().items() if "running" not in k})
+    trained = {k: v for k, v in classifier.state_dict().items() if "running" not in k and "batches" not in k}
+    assert any(all(torch.allclose(score[name], trained[name], atol=1e-6) for name in trained) for score in scores)
+
+
+def test_phases() -> None:
+    assert joint(3) == [Phase(3)]
+    assert alternating(2, auto_encoder_epochs=4, classifier_epochs=2, joint_epochs=5) == [
+        Phase(4, "reconstruction"),
+        Phase(2, "classification"),
+        Phase(4, "reconstruction"),
+        Phase(2, "classification"),
+        Phase(5),
+    ]
+
+
+def test_step_decay_is_the_paper_s_schedule() -> None:
+    rate = step_decay(0.01, every=100)
+    assert [rate(epoch) for epoch in (0, 99.9, 100, 200, 249)] == pytest.approx([0.01, 0.01, 1e-3, 1e-4, 1e-4])
+
+
+def test_one_cycle_rises_and_falls() -> None:
+    rate = one_cycle(0.4, epochs=10, warm_up=0.25)
+    assert [rate(epoch) for epoch in (0, 1.25, 2.5, 6.25, 10, 10.1)] == pytest.approx([0, 0.2, 0.4, 0.2, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"phases": []}, "at least 1 epoch, not 0"),
+        ({"batch_size": 1}, "at least 2, because of batch normalisation, not 1"),
+        ({"phases": [Phase(1, "nonsense")]}, "no term of the objective .classification. starts with 'nonsense'"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    data: Data, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(small_network(), partial(cross_entropy, noise=0.1), data, tmp_path, **settings)
