@@ -1,0 +1,20 @@
+"""Five attacks as pure functions of (model, images, labels) to an `AttackResult`; budgets in pixel units of [0, 1].
+
+| attack           | kind         | norm     | reference        |
+|------------------|--------------|----------|------------------|
+| `fgsm`           | fixed budget | Linf     | arXiv:1412.6572  |
+| `bim`            | fixed budget | Linf, L2 | arXiv:1607.02533 |
+| `pgd`            | fixed budget | Linf, L2 | arXiv:1706.06083 |
+| `carlini_wagner` | minimal norm | L2       | arXiv:1608.04644 |
+| `ddn`            | minimal norm | L2       | arXiv:1811.09600 |
+
+Every attack leaves the model's weights, gradients and modes as it found them, and draws nothing from the global random
+state (a model that draws random numbers in its own forward pass still does).
+"""
+
+from defendpp.attacks.carlini_wagner import carlini_wagner
+from defendpp.attacks.ddn import ddn
+from defendpp.attacks.engine import AttackResult
+from defendpp.attacks.gradient_sign import bim, fgsm, pgd
+
+__all__ = ["AttackResult", "bim", "carlini_wagner", "ddn", "fgsm", "pgd"]

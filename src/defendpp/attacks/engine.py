@@ -1,0 +1,198 @@
+"""What the attacks share: checked inputs, a model left as found, one gradient pass per step, success re-predicted."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+Classifier = Callable[[Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack made of a batch.
+
+    images: in [0, 1], shape and dtype of the images attacked.
+    success: the model, run once more on `images` at full precision, predicts another class than the label (untargeted)
+        or the wanted class (targeted).
+    queries: forward passes of the model spent on each image, with or without a gradient, the last check included.
+    """
+
+    images: Float[Tensor, "batch *shape"]
+    success: Bool[Tensor, " batch"]
+    queries: Int[Tensor, " batch"]
+
+
+def check_inputs(images: Tensor, labels: Tensor) -> None:
+    """Raise ValueError unless images are (batch, ...) float32 or float64 in [0, 1] with one class index each."""
+    if images.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"images must be float32 or float64 in [0, 1], got {images.dtype}")
+    if images.ndim < 2:
+        raise ValueError(f"images must have a batch axis and at least one more, got shape {tuple(images.shape)}")
+    if labels.shape != images.shape[:1]:
+        raise ValueError(
+            f"labels must have one entry per image, got shape {tuple(labels.shape)} for {len(images)} images"
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels must be integer class indices, got {labels.dtype}")
+    if not images.numel():
+        return
+    low, high = (bound.item() for bound in images.aminmax())
+    if not (low >= 0 and high <= 1):  # written so that nan is refused too
+        raise ValueError(f"images must lie in [0, 1], got values from {low} to {high}")
+    if (lowest := int(labels.min())) < 0:
+        raise ValueError(f"labels must be class indices from 0, got {lowest}")
+
+
+def check_at_least(name: str, value: float, minimum: float) -> None:
+    """Raise ValueError when the argument `name` is below `minimum`, or nan."""
+    if not value >= minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def per_image(name: str, value: float | Tensor, images: Tensor) -> Tensor:
+    """The argument `name` as a column (batch, 1, ..., 1): finite and >= 0, one number or one per image."""
+    values = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+    if values.ndim and values.shape != images.shape[:1]:
+        raise ValueError(
+            f"{name} must be one number or one per image, got shape {tuple(values.shape)} for {len(images)} images"
+        )
+    refused = values[~(values.isfinite() & (values >= 0))]
+    if refused.numel():
+        raise ValueError(f"{name} must be finite and at least 0, got {refused[0].item()}")
+    return column(values.to(images).expand(len(images)), images)
+
+
+def column(values: Tensor, images: Tensor) -> Tensor:
+    """(batch,) as (batch, 1, ..., 1), to broadcast against the images."""
+    return values.reshape(-1, *[1] * (images.ndim - 1))
+
+
+@contextmanager
+def attacking(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[tuple[Classifier, Tensor, Tensor]]:
+    """The model, frozen and in evaluation mode, as a function to logits; and copies of the images and labels.
+
+    On the way out, also after an exception, every submodule's mode and every parameter's requires_grad are as found.
+    Works inside no_grad and inference_mode. The function to logits raises ValueError when the model does not return
+    (batch, classes), or has fewer classes than the labels need.
+    """
+    classes_needed = int(labels.max()) + 1 if len(labels) else 1
+
+    def classify(batch: Tensor) -> Tensor:
+        if not len(batch):  # many models cannot flatten an empty batch, so it never reaches them
+            return batch.new_zeros(0, classes_needed)
+        logits = model(batch)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"the model must return logits of shape ({len(batch)}, classes), got {found}")
+        if logits.shape[1] < classes_needed:
+            raise ValueError(
+                f"labels must be below the model's {logits.shape[1]} classes, got label {classes_needed - 1}"
+            )
+        return logits.to(batch.dtype)  # under autocast logits come back in half precision
+
+    modes = [(module, module.training) for module in model.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.eval()
+        for parameter, _ in trained:
+            parameter.requires_grad_(False)
+        with torch.inference_mode(False), torch.enable_grad():
+            # autograd refuses tensors made under inference_mode; a clone of one is an ordinary tensor
+            yield classify, images.detach().clone(), labels.clone().long()
+    finally:
+        for module, mode in modes:
+            module.training = mode  # not by train(), which sets the children too and which models override
+        for parameter, requires_grad in trained:
+            parameter.requires_grad_(requires_grad)
+
+
+def gradient_pass(
+    classify: Classifier, images: Tensor, labels: Tensor, objective: Loss
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch classes"], Float[Tensor, "batch *shape"]]:
+    """One forward and one backward pass: objective per image, logits, gradient of each image's objective.
+
+    The sum over the batch is differentiated, so that an image's gradient does not depend on the batch size. Where the
+    objective does not depend on the image, or its gradient is nan, the gradient is 0; so it is under no_grad, which
+    saves the backward pass. Raises ValueError when the objective is not one number per image.
+    """
+    variable = images.detach().requires_grad_()
+    logits = classify(variable)
+    values = objective(logits, labels)
+    if values.shape != labels.shape:
+        raise ValueError(
+            f"the loss must return one value per image, got {tuple(values.shape)} for {len(labels)} images"
+        )
+    if values.requires_grad:
+        (gradient,) = torch.autograd.grad(values.sum(), variable, allow_unused=True, materialize_grads=True)
+    else:
+        gradient = torch.zeros_like(images)
+    return values.detach(), logits.detach(), gradient.nan_to_num()
+
+
+def is_adversarial(
+    logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"], targeted: bool
+) -> Bool[Tensor, " batch"]:
+    """Whether the predicted class is the wanted one (targeted) or any but the true one."""
+    hit = logits.argmax(1) == labels
+    return hit if targeted else ~hit
+
+
+@torch.no_grad()
+def recheck(classify: Classifier, images: Tensor, labels: Tensor, targeted: bool) -> Bool[Tensor, " batch"]:
+    """Whether the images to be returned are adversarial, by one more forward pass outside any autocast."""
+    with torch.autocast(images.device.type, enabled=False):
+        return is_adversarial(classify(images), labels, targeted)
+
+
+def cross_entropy(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """Cross-entropy of each image, in nats."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """Highest logit of the other classes minus the labelled one: positive where another class wins."""
+    rows = labels[:, None]
+    return logits.scatter(1, rows, -torch.inf).amax(1) - logits.gather(1, rows)[:, 0]
+
+
+def l2_norm(images: Tensor) -> Tensor:
+    """L2 norm of each image, as a column (batch, 1, ..., 1)."""
+    norms: Tensor = torch.linalg.vector_norm(images, dim=tuple(range(1, images.ndim)), keepdim=True)
+    return norms
+
+
+def unit(directions: Tensor) -> Tensor:
+    """Each image scaled to L2 norm 1; an image of zeros stays zero."""
+    tiny = torch.finfo(directions.dtype).tiny
+    # a confident network's gradients are so small that their squares underflow: first scale the largest entry to 1
+    largest = directions.abs().amax(dim=tuple(range(1, directions.ndim)), keepdim=True)
+    directions = directions / largest.clamp_min(tiny)
+    return directions / l2_norm(directions).clamp_min(tiny)
+
+
+class Closest:
+    """The adversarial image of smallest L2 distance offered so far; the original where there was none."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.originals = images
+        self.images = images
+        self.norms = images.new_full((len(images),), torch.inf)
+
+    def offer(self, images: Tensor, adversarial: Bool[Tensor, " batch"]) -> None:
+        """Keep those of `images` that are adversarial and nearer than what is held."""
+        norms = l2_norm(images - self.originals).flatten()
+        nearer = adversarial & (norms < self.norms)
+        self.images = torch.where(column(nearer, images), images, self.images)
+        self.norms = torch.where(nearer, norms, self.norms)
+
+    def result(self, classify: Classifier, labels: Tensor, targeted: bool, queries: int) -> AttackResult:
+        """The closest images, checked once more; the original where the check fails. `queries` excludes the check."""
+        success = recheck(classify, self.images, labels, targeted)
+        images = torch.where(column(success, self.images), self.images, self.originals)
+        return AttackResult(images, success, torch.full_like(labels, queries + 1))
