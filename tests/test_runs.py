@@ -156,7 +156,7 @@ def test_recipes_differ_in_their_hash_and_say_what_they_are() -> None:
 )
 def test_recipes_that_cannot_work_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        dataclasses.replace(PLAIN, **settings)  # type: ignore[arg-type]
+        dataclasses.replace(PLAIN, **settings).check()  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("decoder", ["pyramid", "hourglass", "hourglass-sc", "hourglass-sa"])

@@ -58,6 +58,7 @@ def train(
     """
     from defendpp import data, runs
 
+    recipe.check()
     loaded = data.load(recipe.data, root=data_root, image_size=recipe.image_size, seed=recipe.split_seed)
     run = runs.train(recipe, loaded, output, name=name, accelerator=accelerator)
     if run.objective is not None:

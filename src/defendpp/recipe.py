@@ -82,8 +82,8 @@ class Recipe:
     scale: str = "cpu"
     """What the numbers may be compared with: "paper" for the paper's width and length, else "cpu"."""
 
-    def __post_init__(self) -> None:
-        """Refuse, in one sentence, numbers that cannot work."""
+    def check(self) -> None:
+        """Refuse, in one sentence, numbers that cannot work: a `ValueError`."""
         for name in ("width", "batch_size", "epochs", "decay_every", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")

@@ -94,8 +94,9 @@ def train(
     """Train `recipe` on `data` into the run folder `folder`, or go on where an interrupted call left off.
 
     Raises `FileExistsError` where the folder already holds a finished run, another recipe's, or something else; nothing
-    in it is changed then. Raises what `fit` raises.
+    in it is changed then. Raises what `Recipe.check`, the parts' builders and `fit` raise.
     """
+    recipe.check()
     image_shape = (data.channels, data.image_size, data.image_size)
     images = data.train
     if recipe.training_images is not None:
@@ -133,8 +134,9 @@ def train(
         progress=progress,
     )
     if isinstance(objective, Defend):
-        networks.save(objective.auto_encoder, folder / "auto_encoder.safetensors", {"recipe": recipe.hash})
-    networks.save(classifier, folder / "classifier.safetensors", {"recipe": recipe.hash, "network": recipe.network})
+        networks.save(objective.auto_encoder, folder / "auto_encoder.safetensors", {"recipe": recipe.hash}, overwrite=True)
+    about = {"recipe": recipe.hash, "network": recipe.network}
+    networks.save(classifier, folder / "classifier.safetensors", about, overwrite=True)
     _write_json(folder / "run.json", {**heading, "result": dataclasses.asdict(fitted)})
     shutil.rmtree(folder / "checkpoints")  # only after the result is on disk
     return load_run(folder)

@@ -1,0 +1,194 @@
+"""The command line as a user meets it; the heavy paths with the smallest networks."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from defendpp import cli, records
+from defendpp.runs import load_run
+
+TINY = ["--width", "4", "--epochs", "1", "--training-images", "64", "--batch-size", "32", "--accelerator", "cpu"]
+
+
+def run(*arguments: str | Path) -> None:
+    cli.main([str(argument) for argument in arguments])
+
+
+def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The one sentence that a command ends in, which must not exit with 0."""
+    with pytest.raises(SystemExit) as stopped:
+        run(*arguments)
+    message = stopped.value.code
+    assert message not in (None, 0)
+    assert "Traceback" not in capsys.readouterr().err
+    assert isinstance(message, str)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    settings = {"plain": [], "other": ["--seed", "1"], "hardened": ["--defence", "defend", "--noise", "0.3"]}
+    for name, extra in settings.items():
+        run("train", "--output", folder / name, "--name", name, *TINY, *extra)
+    return {name: folder / name for name in settings}
+
+
+def test_the_main_job_train_evaluate_report(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["--attacks", "fgsm", "pgd", "ddn", "--steps", "3", "--epsilons", "0.1", "0.2", "--images", "12"]
+    run("evaluate", *runs.values(), "--source", runs["plain"], "--output", tmp_path / "e", *chosen)
+    shown = capsys.readouterr().out
+    assert "White-box" in shown
+    assert "Transfer" in shown
+    assert str((tmp_path / "e" / "report.html").resolve()) in shown.replace("\n", "")
+    made = records.read(tmp_path / "e" / "records")
+    assert len(made) == 12 * (3 + 3 * 5 + 2 * 5)
+    assert set(made["epsilon"].dropna()) == {0.1, 0.2}
+    about = json.loads((tmp_path / "e" / "evaluation.json").read_text())
+    assert about["baseline"] == "plain"
+    assert about["control"] == "other"
+
+    page = (tmp_path / "e" / "report.html").read_text()
+    run("report", tmp_path / "e", "--output", tmp_path / "again.html")
+    assert "Reconstructed" in page or "reconstructed" in page
+    assert fails(capsys, "report", tmp_path / "e", "--output", runs["plain"] / "run.json").startswith(
+        f"defendpp: {runs['plain'] / 'run.json'} is there already"
+    )
+
+
+def test_attack_makes_a_set_that_can_be_finished_later(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("attack", runs["plain"], "--attack", "bim", "--steps", "2", "--images", "10", "--output")
+    for _ in range(2):
+        run(*arguments, tmp_path / "set")
+        assert "of 10 images resist" in capsys.readouterr().out
+    assert (tmp_path / "set" / "00000000.safetensors").is_file()
+    message = fails(capsys, *arguments, tmp_path / "set", "--epsilon", "0.01")
+    assert "holds another adversarial set: epsilon is 0.2, not 0.01" in message
+
+
+def parquet(folder: Path) -> Path:
+    """CIFAR-10's layout on the Hugging Face hub."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for part, n in (("train", 80), ("test", 20)):
+        images = []
+        for _ in range(n):
+            picture = folder / "x.png"
+            Image.fromarray(generator.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(picture)
+            images.append({"bytes": picture.read_bytes(), "path": None})
+            picture.unlink()
+        pq.write_table(
+            pa.table({"img": images, "label": [i % 4 for i in range(n)]}), folder / f"{part}-00000-of-00001.parquet"
+        )
+    return folder
+
+
+def image_folder(folder: Path) -> Path:
+    generator = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (folder / label).mkdir(parents=True)
+        for i in range(30):
+            Image.fromarray(generator.integers(256, size=(32, 32, 3), dtype=np.uint8)).save(folder / label / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("make", [parquet, image_folder])
+@pytest.mark.parametrize("network", ["resnet18", "timm/resnet18"])
+def test_training_on_one_s_own_data_with_one_s_own_network(make, network: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    width = ["--width", "4"] if network == "resnet18" else []
+    settings = ["--defence", "defend", "--network", network, "--epochs", "1", "--batch-size", "16", *width]
+    run("train", "--data", make(tmp_path / "data"), "--output", tmp_path / "run", *settings, "--accelerator", "cpu")
+    assert load_run(tmp_path / "run").image_shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere/at/all"], "there is no file or folder at nowhere/at/all"),
+        (["--data", "mnits"], "'mnits' is neither a path nor one of mnist-5k"),
+        (["--network", "resnet19"], "'resnet19' is not a network"),
+        (["--epochs", "0"], "epochs must be above 0, not 0"),
+        (["--noise", "-1"], "noise must be at least 0, not -1"),
+        (["--learning", "alternating"], "alternating learning needs a decoder"),
+        (["--defence", "defend", "--shared-blocks", "9"], "shared blocks must be between 1 and 4"),
+        (["--defence", "defend", "--blocks", "layer9"], "no submodule 'layer9'"),
+        (["--start", "nowhere"], "start nowhere is no folder of a finished run"),
+    ],
+)
+def test_bad_input_to_train_is_one_sentence_and_leaves_nothing(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert message in fails(capsys, "train", *TINY, "--output", tmp_path / "run", *arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_bad_input_to_evaluate_is_one_sentence(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluation = ("evaluate", runs["plain"], "--output", tmp_path / "e", "--images", "4", "--steps", "1")
+    assert "the same weights: that is white-box" in fails(capsys, *evaluation, "--source", runs["plain"])
+    assert "epsilon must be at least 0" in fails(capsys, *evaluation, "--epsilons", "-0.1")
+    assert "cannot take 4000 images" in fails(capsys, *evaluation, "--images", "4000")
+    assert "there is no run in" in fails(capsys, "evaluate", tmp_path, "--output", tmp_path / "e")
+    assert "steps must be at least 1, not 0" in fails(capsys, *evaluation, "--steps", "0")
+    message = fails(capsys, *evaluation, "--data", parquet(tmp_path / "data"))
+    assert "'plain' takes images of (1, 28, 28), not (3, 32, 32)" in message
+    assert not (tmp_path / "e").exists()
+    assert "there are no records at" in fails(capsys, "report", tmp_path / "nowhere")
+
+
+def test_an_existing_run_is_not_touched(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    before = (runs["plain"] / "classifier.safetensors").read_bytes()
+    assert "already holds a finished run" in fails(capsys, "train", "--output", runs["plain"], *TINY)
+    assert (runs["plain"] / "classifier.safetensors").read_bytes() == before
+
+
+def test_corrupt_images_and_labels_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = image_folder(tmp_path / "images")
+    (folder / "cat" / "3.png").write_bytes(b"not a picture")
+    message = fails(capsys, "train", "--data", folder, *TINY, "--output", tmp_path / "run")
+    assert "3.png" in message
+    labels = parquet(tmp_path / "labels")
+    frame = pd.read_parquet(labels / "train-00000-of-00001.parquet")
+    frame.loc[0, "label"] = -1
+    pq.write_table(pa.Table.from_pandas(frame), labels / "train-00000-of-00001.parquet")
+    message = fails(capsys, "train", "--data", labels, *TINY, "--output", tmp_path / "run")
+    assert "-1" in message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", [[], ["quickstart"], ["train"], ["attack"], ["evaluate"], ["report"]])
+def test_help_shows_an_example_and_loads_no_torch(command: list[str]) -> None:
+    code = (
+        "import sys, defendpp.cli\n"
+        f"try: defendpp.cli.main({[*command, '--help']!r})\n"
+        "except SystemExit as stopped: assert stopped.code in (0, None)\n"
+        "assert 'torch' not in sys.modules"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "defendpp" in done.stdout
+    assert "Example" in done.stdout
+    assert time.monotonic() - started < 10  # below one second on an idle machine
+
+
+def test_an_interrupt_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("defendpp.data.load", interrupted)
+    assert "the same command goes on where it was" in fails(capsys, "train", "--output", "x")
