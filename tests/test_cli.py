@@ -120,7 +120,7 @@ def test_training_on_one_s_own_data_with_one_s_own_network(make, network: str, t
     [
         (["--data", "nowhere/at/all"], "there is no file or folder at nowhere/at/all"),
         (["--data", "mnits"], "'mnits' is neither a path nor one of mnist-5k"),
-        (["--network", "resnet19"], "'resnet19' is not a network"),
+        (["--network", "resnet19"], "'resnet19' is no network of defendpp, timm or torchvision"),
         (["--epochs", "0"], "epochs must be above 0, not 0"),
         (["--noise", "-1"], "noise must be at least 0, not -1"),
         (["--learning", "alternating"], "alternating learning needs a decoder"),

@@ -243,6 +243,8 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
     made = records.read(folder / "records")
     about_path = folder / "evaluation.json"
     about = json.loads(about_path.read_text()) if about_path.is_file() else {}
+    order = {id_: place for place, id_ in enumerate(about.get("networks", []))}
+    made = made.sort_values("network_id", key=lambda ids: ids.map(order), kind="stable", ignore_index=True)
     notes = about.get("notes", {}) | ({"Command": command} if command else {})
     budgets = about.get("budgets", {})
     pictures = {

@@ -344,6 +344,7 @@ def evaluate_runs(
     first = source if source and source.id in {run.id for run in runs} else (undefended or runs)[0]
     others = [run.name for run in undefended if run.id not in {first.id, source.id if source else ""}]
     about = {
+        "networks": [run.id for run in runs],
         "baseline": first.name,
         "control": others[0] if others and source else None,
         "budgets": {attack.norm: attack.epsilon for attack in reversed(chosen) if attack.epsilon is not None},

@@ -116,7 +116,7 @@ def _heading(column: rec.Column) -> tuple[str, str]:
         return "Clean", ""
     name, unit = _name(attack), NORM_NAMES[norm]
     if isinf(epsilon):
-        return name, f"median {unit}" if knowledge == "white-box" else f"{unit}, any size"
+        return name, f"median {unit}" if knowledge == "white-box" else "any size"
     return ("worst" if attack == "all" else name), f"{unit} ≤ {epsilon:g}"
 
 
@@ -129,14 +129,19 @@ def _entries(cells: "pd.Series[Any]", column: rec.Column, with_n: bool) -> dict[
     entries = {str(network): Entry(MISSING) for network in cells.index}
     for name, cell in measured.items():
         scale, digits = (1, 2) if isinstance(cell, rec.Distance) else (100, 1)
-        shown, low, high = (f"{scale * x:.{digits}f}" if x < inf else "∞" for x in (value[name], cell.low, cell.high))
+        coarse = digits == 1 and cell.n < 1000  # the ends of so wide an interval mean nothing below a point
+        places = (digits, digits - coarse, digits - coarse)
+        shown, low, high = (
+            f"{scale * x:.{places}f}" if x < inf else "∞"
+            for x, places in zip((value[name], cell.low, cell.high), places, strict=True)
+        )
         n = f" (n = {cell.n})" if with_n else ""
         entries[name] = Entry(shown, f"{low}–{high}{n}", name in best and len(best) < len(measured))
     return entries
 
 
 def table(records: pd.DataFrame, budgets: Mapping[str, float] | None = None) -> "Table":
-    """Who resists what, for a terminal of 100 columns: one table per kind of knowledge, stacked."""
+    """Who resists what, for a terminal of 80 columns: one table per kind of knowledge, stacked."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -151,9 +156,9 @@ def table(records: pd.DataFrame, budgets: Mapping[str, float] | None = None) -> 
             title_justify="left",
             caption_justify="left",
         )
-        inner.add_column("network", min_width=12)
+        inner.add_column("network", min_width=10)
         for name, detail in block.headings:
-            inner.add_column(Text(f"{name}\n{detail}"), justify="right", min_width=9)
+            inner.add_column(Text(f"{name}\n{detail}"), justify="right", no_wrap=True)
         for network, entries in block.rows:
             texts = [
                 Text.assemble((entry.value, "bold" if entry.is_best else ""), "\n", (entry.interval, "dim"))
@@ -497,7 +502,9 @@ def _gallery(name: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
     if "adversarial_reconstruction" in arrays:
         rows.append(row("Adversarial, reconstructed", colour(arrays["adversarial_reconstruction"])))
     rows.append(row("Perturbation", [_png(each) for each in diverging]))
-    return {"network": name, "attack": str(arrays["attack"]), "labels": label, "rows": rows, "scale": f"{scale:.2g}"}
+    attack, *settings = str(arrays["attack"]).split()
+    attack = " ".join([_name(attack), *settings])
+    return {"network": name, "attack": attack, "labels": label, "rows": rows, "scale": f"{scale:.2g}"}
 
 
 def measured(records: pd.DataFrame) -> list[list[str]]:

@@ -134,7 +134,9 @@ def train(
         progress=progress,
     )
     if isinstance(objective, Defend):
-        networks.save(objective.auto_encoder, folder / "auto_encoder.safetensors", {"recipe": recipe.hash}, overwrite=True)
+        networks.save(
+            objective.auto_encoder, folder / "auto_encoder.safetensors", {"recipe": recipe.hash}, overwrite=True
+        )
     about = {"recipe": recipe.hash, "network": recipe.network}
     networks.save(classifier, folder / "classifier.safetensors", about, overwrite=True)
     _write_json(folder / "run.json", {**heading, "result": dataclasses.asdict(fitted)})

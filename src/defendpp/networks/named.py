@@ -89,6 +89,7 @@ def build(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout is {dropout}, expected 0 or more and less than 1.")
     own = name in OWN
+    library, bare = ("", name) if own else library_of(name)  # an unknown name is refused before its options
     changed = {
         "width": width != 64 and not own,
         "stem": stem != "halve" and (not own or name == "vgg16"),
@@ -102,7 +103,6 @@ def build(
     if own:
         block, depths = RESNETS[name]
         return ResNet(block, depths, classes=classes, channels=channels, width=width, stem=stem)
-    library, bare = library_of(name)
     if library == "torchvision" and channels != 3:
         raise ValueError(f"{name} takes images of 3 channels, not {channels}; networks of timm take any number.")
     try:
