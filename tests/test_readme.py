@@ -1,11 +1,13 @@
 """The README's Python runs as it stands, and its numbers are those of the records."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
 def test_the_library_example_runs(
@@ -17,3 +19,8 @@ def test_the_library_example_runs(
     shown = capsys.readouterr().out
     assert "pyramid decoder" in shown
     assert "| hardened |" in shown
+
+
+def test_the_numbers_are_generated_from_the_records() -> None:
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))
+    assert generate["readme"](README.read_text()) == README.read_text(), "run python docs/generate.py"

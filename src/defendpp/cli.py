@@ -56,7 +56,7 @@ def train(
         data_root: Folder that holds the data sets, or gets them (default: a cache of the user).
         accelerator: auto, cpu, gpu, ... as Lightning knows them.
     """
-    from defendpp import data, runs
+    from defendpp import data, evaluation, records, runs
 
     recipe.check()
     loaded = data.load(recipe.data, root=data_root, image_size=recipe.image_size, seed=recipe.split_seed)
@@ -66,8 +66,13 @@ def train(
     result = run.result
     print(
         f"{run.name}: {100 * result.validation_accuracy:.2f} % of {result.validation_images} validation images, "
-        f"epoch {result.epoch} of {result.epochs}, {result.seconds:.0f} s; saved in {output}"
+        f"epoch {result.epoch} of {result.epochs}, {result.seconds:.0f} s"
     )
+    if len(loaded.test):
+        network = evaluation.network(run.name, run.classifier)
+        clean = evaluation.clean_records(network, loaded.test, data=recipe.data)
+        print(f"clean test accuracy {records.accuracy(clean['correct'].to_numpy())} of {len(clean)} images")
+    print(f"saved in {output}")
 
 
 def attack(

@@ -11,8 +11,10 @@ from defendpp.evaluation import Progress, evaluate_runs
 from defendpp.recipe import Recipe
 from defendpp.runs import Run, load_run, train
 
-UNDEFENDED = Recipe(data="mnist-5k", width=16, epochs=8, learning_rate=0.1, batch_size=128, scale="quickstart")
-"""ResNet-18 of width 16 on 3,500 digits."""
+UNDEFENDED = Recipe(
+    data="mnist-5k", width=16, epochs=7, learning_rate=0.2, batch_size=64, clip_norm=1.0, scale="quickstart"
+)
+"""ResNet-18 of width 16 on 3,500 digits. Many small steps, which noise needs; chosen on validation images."""
 
 NOISE = 0.5
 """Standard deviation of the noise, in pixel units."""
@@ -21,7 +23,7 @@ NETWORKS = {
     "no defence": UNDEFENDED,
     "no defence, another seed": replace(UNDEFENDED, seed=1),
     "Defend++": replace(UNDEFENDED, defence="defend"),
-    f"Defend++ + noise {NOISE}": replace(UNDEFENDED, defence="defend", noise=NOISE, clip_norm=1.0),
+    f"Defend++ + noise {NOISE}": replace(UNDEFENDED, defence="defend", noise=NOISE),
 }
 EPSILON = 0.2
 """The L∞ budget of the paper for MNIST, in pixel units."""
@@ -51,7 +53,8 @@ def attack_networks(
         threats.carlini_wagner(),
         threats.ddn(steps=100),
     ]
-    curve = [threats.pgd(epsilon, steps=40, loss="margin") for epsilon in (0.05, 0.1, 0.3)]
+    # Off the main budget only the curve needs to know whether an image falls, so what has fallen is left in peace.
+    curve = [threats.pgd(epsilon, steps=40, loss="margin", stop_early=True) for epsilon in (0.05, 0.1, 0.3)]
     data = load(UNDEFENDED.data)
     return evaluate_runs(
         runs,
