@@ -40,8 +40,8 @@ def picture(path: Path) -> None:
 
     about, made = _quickstart()
     figure = pyplot.figure(figsize=(11, 3.6), dpi=130, layout="constrained")
-    parts = figure.subfigures(1, 2, width_ratios=[3, 2])
-    left, right = parts[0].subplots(1, 2, sharey=True)
+    plots, pictures = np.asarray(figure.subfigures(1, 2, width_ratios=[3, 2])).ravel()
+    left, right = plots.subplots(1, 2, sharey=True)
     white_box = made[made["knowledge"] == "white-box"]
     for axes, attack in ((left, "pgd"), (right, "ddn")):
         for network, colour, marker in zip(about["names"], report.COLOURS, report.MARKERS, strict=False):
@@ -61,13 +61,13 @@ def picture(path: Path) -> None:
     id_ = made.loc[made["network"] == hardened, "network_id"].iloc[0]
     with np.load(QUICKSTART / "pictures" / f"{id_}.npz") as arrays:
         rows_shown = ["clean", "clean_reconstruction", "adversarial", "adversarial_reconstruction"]
-        grid = parts[1].subplots(4, 6)
+        grid = pictures.subplots(4, 6)
         for line, name in zip(grid, rows_shown, strict=True):
             for axes, image in zip(line, arrays[name], strict=False):
                 axes.imshow(image[0], cmap="gray", vmin=0, vmax=1)
                 axes.axis("off")
             line[0].set_title(name.replace("_", ", "), fontsize=8, loc="left", pad=2)
-        parts[1].suptitle(f"{hardened}, {arrays['attack']}".replace("bim", "BIM at L∞"), fontsize=9)
+        pictures.suptitle(f"{hardened}, {arrays['attack']}".replace("bim", "BIM at L∞"), fontsize=9)
     figure.savefig(path)
     pyplot.close(figure)
 
