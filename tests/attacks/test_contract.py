@@ -140,10 +140,10 @@ def test_a_failed_minimal_norm_attack_returns_the_original(attack: Attack, digit
     weak = (
         partial(attack, search_steps=1, iterations=2, learning_rate=0.05)
         if attack is MINIMAL["carlini_wagner"]
-        else partial(attack, steps=3)
+        else partial(attack, steps=2)
     )
     result = weak(network, images, hard, targeted=True)
-    assert (~result.success).sum() > 10
+    assert (~result.success).sum() >= 5
     assert torch.equal(result.images[~result.success], images[~result.success])
 
 
