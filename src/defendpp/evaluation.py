@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from defendpp import records
+from defendpp.attacks import Prepared, prepare
 from defendpp.data import Images
 from defendpp.objective import Defend
 from defendpp.runs import Run, fingerprint
@@ -44,6 +45,8 @@ class Network:
     """Images in [0, 1] to logits."""
     id: str
     """Hash of its weights; `network` computes it."""
+    attacked: Prepared | None = None
+    """The model made fast for attacks, where that was done already."""
 
 
 def network(name: str, model: nn.Module) -> Network:
@@ -93,12 +96,13 @@ def adversarial_set(
         "split": _digest(split.index.numpy().tobytes()),
     }
     _claim(folder, about)
-    model = source.model.to(device)
+    model: nn.Module | None = None
     for start in range(0, len(split), piece):
         positions = torch.arange(start, min(start + piece, len(split)))
         path = folder / f"{start:08d}.safetensors"
         if not path.exists():
             images, labels = split.batch(positions)
+            model = model or _ready(source, split, device).attacked or source.model
             generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
             random = {"generator": generator} if attack.is_random else {}
             result = attack.run(model, images.to(device), labels.to(device), **random)
@@ -111,6 +115,14 @@ def adversarial_set(
             yield Piece(positions, stored["images"], stored["success"], stored["queries"])
         except (SafetensorError, KeyError, OSError) as problem:
             raise ValueError(f"{path} is damaged ({problem}): remove it, and it is made again") from problem
+
+
+def _ready(each: Network, split: Images, device: str) -> Network:
+    """The network on its device, and made fast for attacks."""
+    if each.attacked is not None:
+        return each
+    images, _ = split.batch(range(min(8, len(split))))
+    return replace(each, attacked=prepare(each.model.to(device), images.to(device)))
 
 
 def piece_size(split: Images) -> int:
@@ -259,6 +271,7 @@ def evaluate(
                     f"{each.name!r} have the same weights: that is white-box"
                 )
     files = []
+    ready = {each.id: each for each in networks}  # made fast when first attacked, and then kept
     about = _digest(split.index.numpy().tobytes())
     for each in networks:
         path = folder / "records" / f"{each.id}-{about}-clean.parquet"
@@ -275,9 +288,10 @@ def evaluate(
         paths = {each.id: folder / "records" / f"{each.id}-{name}.parquet" for each in targets}
         missing = [each for each in targets if not paths[each.id].exists()]
         if missing:
+            ready[made_on.id] = _ready(ready.get(made_on.id, made_on), split, device)
             frames = attacked_records(
                 missing,
-                made_on,
+                ready[made_on.id],
                 attack,
                 split,
                 folder / "sets" / name,

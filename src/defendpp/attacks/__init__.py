@@ -8,6 +8,8 @@
 | `carlini_wagner` | minimal norm | L2       | arXiv:1608.04644 |
 | `ddn`            | minimal norm | L2       | arXiv:1811.09600 |
 
+All take a classifier as it is, or made fast by `prepare`, whose original then checks every success.
+
 Every attack leaves the model's weights, gradients and modes as it found them, and draws nothing from the global random
 state (a model that draws random numbers in its own forward pass still does).
 """
@@ -16,5 +18,6 @@ from defendpp.attacks.carlini_wagner import carlini_wagner
 from defendpp.attacks.ddn import ddn
 from defendpp.attacks.engine import AttackResult
 from defendpp.attacks.gradient_sign import bim, fgsm, pgd
+from defendpp.attacks.prepare import Prepared, prepare
 
-__all__ = ["AttackResult", "bim", "carlini_wagner", "ddn", "fgsm", "pgd"]
+__all__ = ["AttackResult", "Prepared", "bim", "carlini_wagner", "ddn", "fgsm", "pgd", "prepare"]

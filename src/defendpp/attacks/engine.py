@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-Classifier = Callable[[Tensor], Tensor]
+from defendpp.attacks.prepare import Prepared
+
+Classifier = Callable[..., Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -77,16 +79,19 @@ def column(values: Tensor, images: Tensor) -> Tensor:
 def attacking(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[tuple[Classifier, Tensor, Tensor]]:
     """The model, frozen and in evaluation mode, as a function to logits; and copies of the images and labels.
 
-    On the way out, also after an exception, every submodule's mode and every parameter's requires_grad are as found.
-    Works inside no_grad and inference_mode. The function to logits raises ValueError when the model does not return
+    `classify(batch, exactly=True)` asks the original of a `Prepared` model. On the way out, also after an exception,
+    every submodule's mode and every parameter's requires_grad are as found. Works inside no_grad and inference_mode.
+    The function to logits raises ValueError when the model does not return
     (batch, classes), or has fewer classes than the labels need.
     """
     classes_needed = int(labels.max()) + 1 if len(labels) else 1
 
-    def classify(batch: Tensor) -> Tensor:
+    original = model.original if isinstance(model, Prepared) else model
+
+    def classify(batch: Tensor, exactly: bool = False) -> Tensor:
         if not len(batch):  # many models cannot flatten an empty batch, so it never reaches them
             return batch.new_zeros(0, classes_needed)
-        logits = model(batch)
+        logits = (original if exactly else model)(batch)
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
             found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ValueError(f"the model must return logits of shape ({len(batch)}, classes), got {found}")
@@ -96,10 +101,11 @@ def attacking(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[tupl
             )
         return logits.to(batch.dtype)  # under autocast logits come back in half precision
 
-    modes = [(module, module.training) for module in model.modules()]
-    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    modes = [(module, module.training) for each in (model, original) for module in each.modules()]
+    trained = [(parameter, parameter.requires_grad) for parameter in original.parameters()]
     try:
         model.eval()
+        original.eval()
         for parameter, _ in trained:
             parameter.requires_grad_(False)
         with torch.inference_mode(False), torch.enable_grad():
@@ -147,7 +153,7 @@ def is_adversarial(
 def recheck(classify: Classifier, images: Tensor, labels: Tensor, targeted: bool) -> Bool[Tensor, " batch"]:
     """Whether the images to be returned are adversarial, by one more forward pass outside any autocast."""
     with torch.autocast(images.device.type, enabled=False):
-        return is_adversarial(classify(images), labels, targeted)
+        return is_adversarial(classify(images, exactly=True), labels, targeted)
 
 
 def cross_entropy(logits: Float[Tensor, "batch classes"], labels: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
