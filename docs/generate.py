@@ -74,9 +74,7 @@ def picture(path: Path) -> None:
 
 def _quickstart() -> tuple[dict[str, Any], Any]:
     about = json.loads((QUICKSTART / "evaluation.json").read_text())
-    made = records.read(QUICKSTART / "records")
-    order = {id_: place for place, id_ in enumerate(about["networks"])}
-    made = made.sort_values("network_id", key=lambda ids: ids.map(order), kind="stable", ignore_index=True)
+    made = records.read([QUICKSTART / "records" / name for name in about["records"]])
     about["names"] = list(made["network"].unique())
     return about, made
 

@@ -73,11 +73,18 @@ def test_attack_makes_a_set_that_can_be_finished_later(
 ) -> None:
     arguments = ("attack", runs["plain"], "--attack", "bim", "--steps", "2", "--images", "10", "--output")
     for _ in range(2):
-        run(*arguments, tmp_path / "set")
-        assert "of 10 images resist" in capsys.readouterr().out
-    assert (tmp_path / "set" / "00000000.safetensors").is_file()
-    message = fails(capsys, *arguments, tmp_path / "set", "--epsilon", "0.01")
-    assert "holds another adversarial set: epsilon is 0.2, not 0.01" in message
+        run(*arguments, tmp_path / "sets")
+        assert "10 images" in capsys.readouterr().out
+    (made,) = (tmp_path / "sets").rglob("*.safetensors")
+    written = made.stat().st_mtime_ns
+    run("attack", runs["plain"], "--attack", "ddn", "--steps", "2", "--images", "10", "--output", tmp_path / "sets")
+    assert len(list((tmp_path / "sets").iterdir())) == 2
+    chosen = ["--attacks", "bim", "--steps", "2", "--images", "10", "--sets", str(tmp_path / "sets")]
+    run("evaluate", runs["other"], "--source", runs["plain"], "--output", tmp_path / "e", *chosen)
+    assert made.stat().st_mtime_ns == written  # the set was used, not made again
+    assert not (tmp_path / "e" / "sets").exists()
+    message = fails(capsys, "attack", runs["plain"], "--attack", "ddn", "--epsilon", "1", "--output", tmp_path / "sets")
+    assert "ddn looks for the smallest distance and has no epsilon" in message
 
 
 def parquet(folder: Path) -> Path:
@@ -122,6 +129,7 @@ def test_training_on_one_s_own_data_with_one_s_own_network(make, network: str, t
         (["--data", "mnits"], "'mnits' is neither a path nor one of mnist-5k"),
         (["--network", "resnet19"], "'resnet19' is no network of defendpp, timm or torchvision"),
         (["--epochs", "0"], "epochs must be above 0, not 0"),
+        (["--batch-size", "1"], "batch_size must be at least 2"),
         (["--noise", "-1"], "noise must be at least 0, not -1"),
         (["--learning", "alternating"], "alternating learning needs a decoder"),
         (["--defence", "defend", "--shared-blocks", "9"], "shared blocks must be between 1 and 4"),
@@ -146,7 +154,10 @@ def test_bad_input_to_evaluate_is_one_sentence(
     assert "there is no run in" in fails(capsys, "evaluate", tmp_path, "--output", tmp_path / "e")
     assert "steps must be at least 1, not 0" in fails(capsys, *evaluation, "--steps", "0")
     message = fails(capsys, *evaluation, "--data", parquet(tmp_path / "data"))
-    assert "'plain' takes images of (1, 28, 28), not (3, 32, 32)" in message
+    assert "has 4 classes, but 'plain' knows 10" in message
+    assert "the digits of mnist-5k are training images of mnist" in fails(capsys, *evaluation, "--data", "mnist")
+    assert "cannot be used here" in fails(capsys, *evaluation, "--device", "xpu")
+    assert "the attack fgsm 0.1 is there 2 times" in fails(capsys, *evaluation, "--epsilons", "0.1", "0.1")
     assert not (tmp_path / "e").exists()
     assert "there are no records at" in fails(capsys, "report", tmp_path / "nowhere")
 
@@ -167,7 +178,7 @@ def test_corrupt_images_and_labels_are_named(tmp_path: Path, capsys: pytest.Capt
     frame.loc[0, "label"] = -1
     pq.write_table(pa.Table.from_pandas(frame), labels / "train-00000-of-00001.parquet")
     message = fails(capsys, "train", "--data", labels, *TINY, "--output", tmp_path / "run")
-    assert "-1" in message
+    assert "label -1" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -192,3 +203,30 @@ def test_an_interrupt_ends_in_a_sentence(monkeypatch: pytest.MonkeyPatch, capsys
 
     monkeypatch.setattr("defendpp.data.load", interrupted)
     assert "the same command goes on where it was" in fails(capsys, "train", "--output", "x")
+
+
+def test_another_split_s_test_images_are_refused(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("train", "--output", tmp_path / "run", "--split-seed", "1", *TINY)
+    message = fails(capsys, "evaluate", runs["plain"], tmp_path / "run", "--output", tmp_path / "e")
+    assert "test images of one may be training images of the other" in message
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed in ("5", "6"):
+        run("train", "--output", tmp_path / seed, "--seed", seed, *TINY)
+    folders = (tmp_path / "5", tmp_path / "6")
+    run("evaluate", *folders, "--output", tmp_path / "e", "--attacks", "fgsm", "--images", "4")
+    made = records.read(tmp_path / "e" / "records")
+    assert set(made["network"]) == {"no defence (5)", "no defence (6)"}
+    # Another evaluation into the same folder shows its own records, and the first stays readable.
+    run("evaluate", *folders, "--output", tmp_path / "e", "--attacks", "fgsm", "--images", "6")
+    assert "n = 6 images" in capsys.readouterr().out
+
+
+def test_an_accelerator_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails(capsys, "train", "--output", tmp_path / "run", *TINY[:-2], "--accelerator", "tpu")
+    assert "accelerator 'tpu' cannot be used here" in message

@@ -55,7 +55,7 @@ def test_every_column_agrees_with_the_stored_set(data: Data, tmp_path: Path) -> 
     target, source = network("target", small_network(1)), network("source", small_network(2))
     attack = threats.ddn(steps=10)
     made = attacked_records([target, source], source, attack, data.test, tmp_path / "set", data="noise", seed=5)
-    pieces = list(adversarial_set(source, attack, data.test, tmp_path / "set", seed=5))
+    pieces = list(adversarial_set(source, attack, data.test, tmp_path / "set", data="noise", seed=5))
     adversarial = torch.cat([piece.images for piece in pieces])
     clean, labels = data.test.batch(range(len(data.test)))
     for each, knowledge in ((target, "transfer"), (source, "white-box")):
@@ -131,26 +131,68 @@ def test_what_cannot_be_measured_is_refused_before_any_work(data: Data, tmp_path
         evaluate([one, twin], EVERY, data.test, tmp_path / "x", data="noise")
     with pytest.raises(ValueError, match="networks must differ in name"):
         evaluate([one, network("one", small_network(1))], EVERY, data.test, tmp_path / "x", data="noise")
+    with pytest.raises(ValueError, match=r"networks must differ in name: 'one' and 'one' do not"):
+        evaluate([one], EVERY, data.test, tmp_path / "x", data="noise", source=network("one", small_network(1)))
+    with pytest.raises(ValueError, match=r"the attack fgsm 0\.1 is there 2 times"):
+        evaluate([one], [*EVERY, threats.fgsm(0.1)], data.test, tmp_path / "x", data="noise")
     with pytest.raises(ValueError, match="no test images in noise"):
         evaluate([one], EVERY, data.test.take(0), tmp_path / "x", data="noise")
     assert not (tmp_path / "x").exists()
 
 
-def test_another_set_s_folder_is_refused_and_stays_as_it_was(data: Data, tmp_path: Path) -> None:
+def test_damaged_sets_are_named(data: Data, tmp_path: Path) -> None:
     target = network("target", small_network())
-    list(adversarial_set(target, threats.fgsm(0.1), data.test, tmp_path / "set"))
-    before = {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()}
-    with pytest.raises(ValueError, match=r"holds another adversarial set: epsilon is 0\.1, not 0\.2"):
-        list(adversarial_set(target, threats.fgsm(0.2), data.test, tmp_path / "set"))
-    assert {path.name: path.read_bytes() for path in (tmp_path / "set").iterdir()} == before
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="exists and is no adversarial set"):
-        list(adversarial_set(target, threats.fgsm(0.1), data.test, tmp_path / "mine"))
-    (piece,) = (tmp_path / "set").glob("*.safetensors")
-    piece.write_bytes(piece.read_bytes()[:-10])
-    with pytest.raises(ValueError, match="is damaged"):
-        list(adversarial_set(target, threats.fgsm(0.1), data.test, tmp_path / "set"))
+
+    def make() -> None:
+        list(adversarial_set(target, threats.fgsm(0.1), data.test, tmp_path, data="noise"))
+
+    make()
+    (piece,) = tmp_path.rglob("*.safetensors")
+    whole = piece.read_bytes()
+    piece.write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=r"is damaged.*remove it, and it is made again"):
+        make()
+    piece.unlink()
+    make()
+    assert piece.read_bytes() == whole
+    about = json.loads((piece.parent / "set.json").read_text())
+    (piece.parent / "set.json").write_text(json.dumps({**about, "epsilon": 0.2}))
+    with pytest.raises(ValueError, match=r"holds another adversarial set: epsilon is 0\.2, not 0\.1"):
+        make()
+
+
+def test_other_images_are_another_set_and_other_records(data: Data, tmp_path: Path) -> None:
+    """Two data sets of one size share their images' numbers; nothing of one may be taken for the other."""
+    target = network("target", small_network())
+    other = from_tensors(torch.rand(100, 1, 28, 28), torch.arange(100) % 10, name="noise")
+    assert other.test.index.equal(data.test.index)
+    for split in (data.test, other.test):
+        made = evaluate([target], [threats.fgsm(0.1)], split, tmp_path, data="noise")
+        clean, _ = split.batch(range(len(split)))
+        assert made["clean_prediction"][: len(split)].tolist() == predictions(target.model, clean).tolist()
+        assert made["linf"].max() == pytest.approx(0.1, abs=1e-6)
+
+
+def test_networks_are_told_apart_by_more_than_their_weights(data: Data) -> None:
+    from defendpp.networks import Normalized
+
+    core = small_network()
+    ids = {network("x", each).id for each in (core, Normalized(core, [0.5], [0.5]), Normalized(core, [0.1], [0.5]))}
+    assert len(ids) == 3
+
+
+def test_several_evaluations_share_a_folder_and_sets(data: Data, tmp_path: Path) -> None:
+    target = network("target", small_network())
+    first = evaluate([target], [threats.fgsm(0.1)], data.test, tmp_path / "a", data="noise", sets=tmp_path / "sets")
+    evaluate([target], [threats.fgsm(0.1)], data.test, tmp_path / "a", data="noise", seed=1, sets=tmp_path / "sets")
+    renamed = evaluate(
+        [network("new name", small_network())], [threats.fgsm(0.1)], data.test, tmp_path / "a", data="noise",
+        sets=tmp_path / "sets",
+    )  # fmt: skip
+    assert set(renamed["network"]) == {"new name"}
+    again = evaluate([target], [threats.fgsm(0.1)], data.test, tmp_path / "a", data="noise", sets=tmp_path / "sets")
+    assert again.equals(first)
+    assert len(list((tmp_path / "sets").iterdir())) == 2  # of two seeds
 
 
 @pytest.mark.parametrize("epsilon", [-0.1, float("nan"), float("inf")])

@@ -136,11 +136,31 @@ def test_the_best_epoch_on_validation_is_kept(data: Data, tmp_path: Path) -> Non
 
 def test_logs_are_csv_and_tensorboard_and_a_resumption_keeps_the_old_ones(data: Data, tmp_path: Path) -> None:
     classifier = small_network()
-    train(classifier, cross_entropy, data, tmp_path, phases=joint(1))
-    train(classifier, cross_entropy, data, tmp_path, phases=joint(2))
+    for _ in range(2):
+        train(classifier, cross_entropy, data, tmp_path, phases=joint(1))
     for version in ("version_0", "version_1"):
-        assert (tmp_path / "logs" / version / "metrics.csv").stat().st_size > 0
         assert list((tmp_path / "logs" / version).glob("events.*"))
+    assert (tmp_path / "logs" / "version_0" / "metrics.csv").stat().st_size > 0
+
+
+def test_a_finished_training_is_read_and_one_of_other_settings_is_not_taken_for_it(data: Data, tmp_path: Path) -> None:
+    classifier = small_network()
+    objective = defend(classifier)
+    first = train(classifier, objective, data, tmp_path, phases=joint(1))
+    again = small_network()
+    assert train(again, defend(again), data, tmp_path, phases=joint(1)) == first
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), classifier.parameters(), strict=True))
+    others: list[tuple[dict[str, Any], Any, str]] = [
+        ({"phases": joint(2)}, objective, "phases"),
+        ({"seed": 1}, objective, "seed"),
+        ({"learning_rate": lambda _: 0.01}, objective, "learning rates"),
+        ({"clip_norm": 1.0}, objective, "gradient norm"),
+        ({}, defend(classifier, noise=0.4), "objective"),
+        ({}, partial(cross_entropy, noise=0.1), "objective"),
+    ]
+    for settings, other, name in others:
+        with pytest.raises(ValueError, match=f"the checkpoint to resume from has another setting of {name}"):
+            train(classifier, other, data, tmp_path, **{"phases": joint(1), **settings})
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_clear_message(data: Data, tmp_path: Path) -> None:
@@ -185,6 +205,7 @@ def test_alternating_learning_is_training_two_networks_and_copying_the_encoder(d
         other = (other_classifier, auto_encoder)[epoch % 2]
         other[:3].load_state_dict(network[:3].state_dict())  # the copy of the encoder
         after.append({name: tensor.clone() for name, tensor in other_classifier.state_dict().items()})
+    assert fitted.epoch == 4  # so that there were three copies
     kept = after[fitted.epoch - 1]
     for name, tensor in classifier.state_dict().items():
         torch.testing.assert_close(tensor, kept[name], atol=1e-6, rtol=1e-5, msg=name)

@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +16,7 @@ from defendpp.recipe import Recipe
 if TYPE_CHECKING:
     from defendpp.data import Images
     from defendpp.evaluation import Progress
+    from defendpp.runs import Run
     from defendpp.threats import Attack
 
 AttackName = Literal["fgsm", "bim", "pgd", "carlini-wagner", "ddn"]
@@ -86,15 +88,15 @@ def attack(
     data: str | None = None,
     data_root: Path | None = None,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> None:
     """Make an adversarial set: what one attack makes of the test images on one network.
 
-    Example: defendpp attack runs/plain --attack bim --epsilon 0.2 --output sets/bim
+    Example: defendpp attack runs/plain --attack bim --epsilon 0.2 --output sets
 
     Args:
         run: Folder of a trained network.
-        output: Folder for the set; an unfinished one is finished.
+        output: Folder for sets, each in a folder of its own; `defendpp evaluate --sets` takes it.
         attack: Which attack.
         epsilon: L∞ budget of fgsm, bim and pgd in pixel units of [0, 1] (default: the paper's for such images).
         steps: Steps of bim, pgd and ddn, or iterations of each search step of carlini-wagner.
@@ -103,21 +105,30 @@ def attack(
         data: Other data than the network was trained on.
         data_root: Folder that holds the data sets.
         seed: Of what is random in the attack.
-        device: cpu, cuda, ...
+        device: auto, cpu, cuda, ...
     """
     from defendpp import evaluation, records, runs
 
+    if epsilon is not None and attack in ("carlini-wagner", "ddn"):
+        raise ValueError(f"{attack} looks for the smallest distance and has no epsilon, but {epsilon} was given")
     trained = runs.load_run(run)
     (chosen,) = _attacks((attack,), () if epsilon is None else (epsilon,), steps, restarts, trained.image_shape)
-    split = _test_images(trained.recipe, data, data_root, images)
+    split = _test_images([trained], data, data_root, images)
     network = evaluation.network(trained.name, trained.classifier)
+    about = data or trained.recipe.data
     with _bar() as progress:
         made = evaluation.attacked_records(
-            [network], network, chosen, split, output, data=data or trained.recipe.data, seed=seed, device=device,
-            progress=progress,
-        )[network.id]  # fmt: skip
-    print(f"{chosen} on {trained.name}: {records.accuracy(made['correct'].to_numpy())} of {len(made)} images resist")
-    print(f"saved in {output}")
+            [network], network, chosen, split, output, data=about, seed=seed, device=_device(device), progress=progress
+        )[network.id]
+    if not (made["clean_prediction"] == made["label"]).any():
+        print(f"{trained.name}: none of the {len(made)} images is right even without an attack")
+    elif chosen.epsilon is None:
+        print(f"{chosen} on {trained.name}: median distance {records.median_distance(made)}, {len(made)} images")
+    else:
+        print(
+            f"{chosen} on {trained.name}: {records.accuracy(made['correct'].to_numpy())} of {len(made)} images resist"
+        )
+    print(f"saved in {evaluation.set_folder(network, chosen, split, output, data=about, seed=seed)}")
 
 
 def evaluate(
@@ -128,11 +139,12 @@ def evaluate(
     steps: int | None = None,
     restarts: int = 1,
     source: Path | None = None,
+    sets: Path | None = None,
     images: int | None = None,
     data: str | None = None,
     data_root: Path | None = None,
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> None:
     """Attack networks white-box and, with a source, by transfer; record every image. Finished jobs are not repeated.
 
@@ -146,24 +158,35 @@ def evaluate(
         steps: Steps of bim, pgd and ddn, or iterations of each search step of carlini-wagner.
         restarts: Random starts of pgd.
         source: Folder of the network that transferred images are made on.
+        sets: Folder of adversarial sets to use and to add to (default: sets in the output).
         images: Attack only so many of the test images.
         data: Other data than the networks were trained on.
         data_root: Folder that holds the data sets.
         seed: Of what is random in the attacks.
-        device: cpu, cuda, ...
+        device: auto, cpu, cuda, ...
     """
     from defendpp import evaluation
     from defendpp.runs import load_run
 
     trained = [load_run(folder) for folder in runs]
+    names = [run.name for run in trained]
+    trained = [
+        replace(run, name=f"{run.name} ({folder.name})") if names.count(run.name) > 1 else run
+        for run, folder in zip(trained, runs, strict=True)
+    ]
     origin = load_run(source) if source is not None else None
+    if origin is not None:
+        known = {run.id: run for run in trained}
+        origin = known.get(origin.id) or (
+            replace(origin, name=f"{origin.name} ({source.name})") if source and origin.name in names else origin
+        )
     chosen = _attacks(attacks, epsilons, steps, restarts, trained[0].image_shape)
-    split = _test_images(trained[0].recipe, data, data_root, images)
-    fixed = [each for each in chosen if each.epsilon is not None]
+    split = _test_images([*trained, *([origin] if origin else [])], data, data_root, images)
+    main = [each for each in chosen if each.epsilon is not None and each.epsilon == (epsilons or (each.epsilon,))[0]]
     with _bar() as progress:
         evaluation.evaluate_runs(
-            trained, chosen, split, output, data=data or trained[0].recipe.data, source=origin,
-            shown=(fixed or chosen)[-1], seed=seed, device=device, progress=progress,
+            trained, chosen, split, output, data=data or trained[0].recipe.data, source=origin, sets=sets,
+            shown=(main or chosen)[-1], seed=seed, device=_device(device), progress=progress,
         )  # fmt: skip
     _show(output, output / "report.html", command=" ".join(["defendpp", *sys.argv[1:]]))
 
@@ -232,11 +255,41 @@ def _attacks(
     return chosen
 
 
-def _test_images(recipe: Recipe, data: str | None, root: Path | None, count: int | None) -> "Images":
+def _test_images(runs: "list[Run]", data: str | None, root: Path | None, count: int | None) -> "Images":
+    """Test images that none of the runs was trained on."""
     from defendpp.data import load
 
+    recipe, classes = runs[0].recipe, runs[0].classes
+    for run in runs:
+        theirs = (run.recipe.data, run.recipe.image_size, run.recipe.split_seed)
+        if data is None and theirs != (recipe.data, recipe.image_size, recipe.split_seed):
+            raise ValueError(
+                f"{run.name!r} was trained on {run.recipe.data}, split {run.recipe.split_seed}, and {runs[0].name!r} "
+                f"on {recipe.data}, split {recipe.split_seed}: test images of one may be training images of the other"
+            )
+        if {data, run.recipe.data} == {"mnist", "mnist-5k"}:
+            raise ValueError(
+                f"{run.name!r} cannot be tested on {data}: the digits of mnist-5k are training images of mnist"
+            )
+        if len(run.classes) != len(classes):
+            raise ValueError(f"{run.name!r} knows {len(run.classes)} classes, but {runs[0].name!r} {len(classes)}")
     loaded = load(data or recipe.data, root=root, image_size=recipe.image_size, seed=recipe.split_seed)
+    if len(loaded.classes) != len(classes):
+        raise ValueError(f"{data} has {len(loaded.classes)} classes, but {runs[0].name!r} knows {len(classes)}")
     return loaded.test if count is None else loaded.test.take(count)
+
+
+def _device(name: str) -> str | None:
+    """A device that works, for torch; auto is the graphics card where there is one."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else None
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as problem:  # AssertionError: a torch that was built without it
+        raise ValueError(f"device {name!r} cannot be used here: {str(problem).splitlines()[0]}") from problem
+    return name
 
 
 def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bool = True) -> None:
@@ -245,11 +298,10 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
 
     from defendpp import records, report
 
-    made = records.read(folder / "records")
     about_path = folder / "evaluation.json"
     about = json.loads(about_path.read_text()) if about_path.is_file() else {}
-    order = {id_: place for place, id_ in enumerate(about.get("networks", []))}
-    made = made.sort_values("network_id", key=lambda ids: ids.map(order), kind="stable", ignore_index=True)
+    files = [folder / "records" / name for name in about.get("records", [])]
+    made = records.read(files or folder / "records")
     notes = about.get("notes", {}) | ({"Command": command} if command else {})
     budgets = about.get("budgets", {})
     pictures = {

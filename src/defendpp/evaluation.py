@@ -9,10 +9,10 @@ network serves every other.
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from defendpp import records
 from defendpp.attacks import Prepared, prepare
 from defendpp.data import Images
+from defendpp.files import write_whole
 from defendpp.objective import Defend
 from defendpp.runs import Run, fingerprint
 from defendpp.threats import Attack
@@ -70,18 +71,21 @@ def adversarial_set(
     source: Network,
     attack: Attack,
     split: Images,
-    folder: Path,
+    sets: Path,
     *,
+    data: str,
     seed: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Piece]:
     """The images that `attack` makes of `split` on `source`, in order, piece by piece.
 
-    Pieces already in `folder` are read; the others are made and stored there. Each has random numbers of its own, from
-    (seed, piece), so that it does not matter when or in how many sittings they are made. The folder's `set.json` says
-    what they are; `ValueError` where it holds another set, or a damaged piece.
+    They lie in a folder of their own in `sets`, `set_folder`. Pieces already there are read; the others are made and
+    stored. Each has random numbers of its own, from (seed, piece), so that it does not matter when or in how many
+    sittings they are made. The folder's `set.json` says what they are; `ValueError` for a damaged piece. device: where
+    to compute; by default where the source's model is.
     """
+    folder = set_folder(source, attack, split, sets, data=data, seed=seed)
     piece = piece_size(split)
     about = {
         "source": source.name,
@@ -92,8 +96,8 @@ def adversarial_set(
         "settings": dict(attack.settings),
         "seed": seed,
         "piece": piece,
+        "data": data,
         "images": len(split),
-        "split": _digest(split.index.numpy().tobytes()),
     }
     _claim(folder, about)
     model: nn.Module | None = None
@@ -105,24 +109,49 @@ def adversarial_set(
             model = model or _ready(source, split, device).attacked or source.model
             generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
             random = {"generator": generator} if attack.is_random else {}
-            result = attack.run(model, images.to(device), labels.to(device), **random)
+            place = _device(source.model, device)
+            result = attack.run(model, images.to(place), labels.to(place), **random)
             tensors = {"images": result.images, "success": result.success, "queries": result.queries}
-            _save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+            stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+            write_whole(path, partial(safetensors.torch.save_file, stored))
         if progress is not None:
             progress(f"{attack} on {source.name}", int(positions[-1]) + 1, len(split))
         try:
-            stored = safetensors.torch.load_file(path)
-            yield Piece(positions, stored["images"], stored["success"], stored["queries"])
+            read = safetensors.torch.load_file(path)
+            yield Piece(positions, read["images"], read["success"], read["queries"])
         except (SafetensorError, KeyError, OSError) as problem:
             raise ValueError(f"{path} is damaged ({problem}): remove it, and it is made again") from problem
 
 
-def _ready(each: Network, split: Images, device: str) -> Network:
+def set_folder(source: Network, attack: Attack, split: Images, sets: Path, *, data: str, seed: int = 0) -> Path:
+    """Where in `sets` the adversarial set lies that `attack` makes of `split` on `source`."""
+    key = [source.id, attack.name, attack.norm, repr(attack.epsilon), dict(attack.settings), seed, digest(split, data)]
+    return sets / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _ready(each: Network, split: Images, device: str | None) -> Network:
     """The network on its device, and made fast for attacks."""
     if each.attacked is not None:
         return each
     images, _ = split.batch(range(min(8, len(split))))
-    return replace(each, attacked=prepare(each.model.to(device), images.to(device)))
+    place = _device(each.model, device)
+    return replace(each, attacked=prepare(each.model.to(place), images.to(place)))
+
+
+def _device(model: nn.Module, device: str | None) -> torch.device:
+    """The device asked for, or the model's own."""
+    if device is not None:
+        return torch.device(device)
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def digest(split: Images, data: str) -> str:
+    """Twelve hexadecimal digits that tell one set of labelled images from another; of the pixels it reads a piece."""
+    pixels, _ = split.batch(range(min(len(split), piece_size(split))))
+    content = hashlib.sha256(data.encode())
+    for tensor in (split.index, split.labels, pixels):
+        content.update(tensor.contiguous().numpy().tobytes())
+    return content.hexdigest()[:12]
 
 
 def piece_size(split: Images) -> int:
@@ -131,21 +160,27 @@ def piece_size(split: Images) -> int:
 
 
 @torch.inference_mode()
-def predictions(model: nn.Module, images: Tensor, *, device: str = "cpu") -> Int[Tensor, " n"]:
-    """The predicted class of each image."""
-    predicted: Tensor = model(images.to(device)).argmax(1).cpu()
+def predictions(model: nn.Module, images: Tensor, *, device: str | None = None) -> Int[Tensor, " n"]:
+    """The predicted class of each image, on the CPU; computed on `device`, by default where the model is."""
+    place = _device(model, device)
+    predicted: Tensor = model.to(place)(images.to(place)).argmax(1).cpu()
     return predicted
 
 
 def clean_records(
-    target: Network, split: Images, *, data: str, split_name: str = "test", scale: str = "cpu", device: str = "cpu"
+    target: Network,
+    split: Images,
+    *,
+    data: str,
+    split_name: str = "test",
+    scale: str = "cpu",
+    device: str | None = None,
 ) -> pd.DataFrame:
     """The records of `target` on the images as they are."""
-    model = target.model.to(device)
     frames = []
     for positions in torch.arange(len(split)).split(piece_size(split)):
         images, labels = split.batch(positions)
-        predicted = predictions(model, images, device=device).numpy()
+        predicted = predictions(target.model, images, device=device).numpy()
         n = len(positions)
         frames.append(
             _frame(
@@ -181,32 +216,31 @@ def attacked_records(
     source: Network,
     attack: Attack,
     split: Images,
-    folder: Path,
+    sets: Path,
     *,
     data: str,
     split_name: str = "test",
     scale: str = "cpu",
     seed: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """The records of each of `targets`, by id, on the adversarial set that `attack` makes on `source`.
+    """The records of each of `targets`, by id, on the adversarial set in `sets` that `attack` makes on `source`.
 
     A target with the source's weights is white-box, every other a transfer.
     """
     frames: dict[str, list[pd.DataFrame]] = {target.id: [] for target in targets}
-    for made in adversarial_set(source, attack, split, folder, seed=seed, device=device, progress=progress):
+    for made in adversarial_set(source, attack, split, sets, data=data, seed=seed, device=device, progress=progress):
         clean, labels = split.batch(made.positions)
         change = (made.images - clean).flatten(1).double()
         for target in targets:
-            model = target.model.to(device)
             frames[target.id].append(
                 _frame(
                     target,
                     index=split.index[made.positions].numpy(),
                     labels=labels.numpy(),
-                    clean=predictions(model, clean, device=device).numpy(),
-                    predicted=predictions(model, made.images, device=device).numpy(),
+                    clean=predictions(target.model, clean, device=device).numpy(),
+                    predicted=predictions(target.model, made.images, device=device).numpy(),
                     success=made.success.numpy(),
                     l2=change.norm(dim=1).numpy(),
                     linf=change.abs().amax(1).numpy(),
@@ -238,74 +272,111 @@ def evaluate(
     data: str,
     source: Network | None = None,
     transferred: Sequence[Attack] | None = None,
-    white_box: bool = True,
+    sets: Path | None = None,
     split_name: str = "test",
     scale: str = "cpu",
     seed: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """Measure all `networks` on `split`: clean, white-box under `chosen`, and on `transferred` images from `source`.
 
-    `transferred` is by default `chosen`. Records go to `folder`/records, one file a job, and adversarial sets to
-    `folder`/sets; what is there already is not done again. Returns all these records.
+    `transferred` is by default `chosen`. Records go to `folder`/records, one file a job, and adversarial sets to `sets`
+    (by default `folder`/sets), which several evaluations may share; what is there already is not done again. Returns
+    the records of this evaluation, whatever else lies in the folder.
 
-    Raises `ValueError` before any work where there is nothing to measure, two networks share a name or weights, or the
-    source is one of the networks: its "transfer" would be white-box.
+    Raises `ValueError` before any work where there is nothing to measure, something is there twice, or the source is
+    the only network: its "transfer" would be white-box.
     """
-    if len(split) == 0:
-        raise ValueError(f"there are no {split_name} images in {data} to measure on")
-    for attribute in ("name", "id"):
-        values = [getattr(each, attribute) for each in networks]
-        for value in values:
-            if values.count(value) > 1:
-                same = " and ".join(repr(each.name) for each in networks if getattr(each, attribute) == value)
-                raise ValueError(
-                    f"networks must differ in {'name' if attribute == 'name' else 'weights'}: {same} do not"
-                )
-    if source is not None:
-        for each in networks:
-            if each.id == source.id and len(networks) == 1:
-                raise ValueError(
-                    f"the source of a transfer must be another network than its target, but {source.name!r} and "
-                    f"{each.name!r} have the same weights: that is white-box"
-                )
-    files = []
+    return records.read(
+        measure(
+            networks, chosen, split, folder, data=data, source=source, transferred=transferred, sets=sets,
+            split_name=split_name, scale=scale, seed=seed, device=device, progress=progress,
+        )
+    )  # fmt: skip
+
+
+def measure(
+    networks: Sequence[Network],
+    chosen: Sequence[Attack],
+    split: Images,
+    folder: Path,
+    *,
+    data: str,
+    source: Network | None = None,
+    transferred: Sequence[Attack] | None = None,
+    sets: Path | None = None,
+    split_name: str = "test",
+    scale: str = "cpu",
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> list[Path]:
+    """What `evaluate` does; returns the files with the records."""
+    transferred = chosen if transferred is None else transferred
+    _check_jobs(networks, chosen, transferred, split, data, split_name, source)
     ready = {each.id: each for each in networks}  # made fast when first attacked, and then kept
-    about = _digest(split.index.numpy().tobytes())
+    about = digest(split, data)
+    files = []
     for each in networks:
-        path = folder / "records" / f"{each.id}-{about}-clean.parquet"
-        if not path.exists():
+        files.append(_record_file(folder, each, about, scale))
+        if not files[-1].exists():
             made = clean_records(each, split, data=data, split_name=split_name, scale=scale, device=device)
-            records.write(made, path)
-        files.append(path)
-    jobs = [(each, attack, [each]) for attack in chosen for each in networks] if white_box else []
+            records.write(made, files[-1])
+    jobs = [(each, attack, [each]) for attack in chosen for each in networks]
     if source is not None:
         others = [each for each in networks if each.id != source.id]
-        jobs += [(source, attack, others) for attack in (chosen if transferred is None else transferred)]
+        jobs += [(source, attack, others) for attack in transferred]
     for number, (made_on, attack, targets) in enumerate(jobs, 1):
-        name = _digest(json.dumps([made_on.id, str(attack), attack.norm, dict(attack.settings), seed, about]).encode())
-        paths = {each.id: folder / "records" / f"{each.id}-{name}.parquet" for each in targets}
+        place = set_folder(made_on, attack, split, sets or folder / "sets", data=data, seed=seed)
+        paths = {each.id: _record_file(folder, each, place.name, scale, made_on.name) for each in targets}
         missing = [each for each in targets if not paths[each.id].exists()]
         if missing:
             ready[made_on.id] = _ready(ready.get(made_on.id, made_on), split, device)
             frames = attacked_records(
-                missing,
-                ready[made_on.id],
-                attack,
-                split,
-                folder / "sets" / name,
-                data=data,
-                split_name=split_name,
-                scale=scale,
-                seed=seed,
-                device=device,
-                progress=progress and _numbered(progress, f"{number}/{len(jobs)} "),
-            )
+                missing, ready[made_on.id], attack, split, place.parent, data=data, split_name=split_name, scale=scale,
+                seed=seed, device=device, progress=progress and _numbered(progress, f"{number}/{len(jobs)} "),
+            )  # fmt: skip
             for each in missing:
                 records.write(frames[each.id], paths[each.id])
         files += paths.values()
-    return records.read(files)
+    return files
+
+
+def _record_file(folder: Path, target: Network, *about: str) -> Path:
+    """Where one job's records lie: named by what determines them, the names that they carry included."""
+    key = hashlib.sha256(json.dumps([target.name, *about]).encode()).hexdigest()[:12]
+    return folder / "records" / f"{target.id}-{key}.parquet"
+
+
+def _check_jobs(
+    networks: Sequence[Network],
+    chosen: Sequence[Attack],
+    transferred: Sequence[Attack],
+    split: Images,
+    data: str,
+    split_name: str,
+    source: Network | None,
+) -> None:
+    if len(split) == 0:
+        raise ValueError(f"there are no {split_name} images in {data} to measure on")
+    everyone = [*networks, *([source] if source and source.id not in {each.id for each in networks} else [])]
+    for what, attribute in (("name", "name"), ("weights", "id")):
+        values = [getattr(each, attribute) for each in everyone]
+        for value in values:
+            if values.count(value) > 1:
+                same = " and ".join(repr(each.name) for each in everyone if getattr(each, attribute) == value)
+                raise ValueError(f"networks must differ in {what}: {same} do not")
+    if source is not None and [each.id for each in networks] == [source.id]:
+        raise ValueError(
+            f"the source of a transfer must be another network than its target, but {source.name!r} and "
+            f"{networks[0].name!r} have the same weights: that is white-box"
+        )
+    for attacks in (chosen, transferred):
+        threats = [(attack.name, attack.norm, attack.epsilon) for attack in attacks]
+        for attack, threat in zip(attacks, threats, strict=True):
+            if threats.count(threat) > 1:
+                raise ValueError(f"the attack {attack} is there {threats.count(threat)} times, expected once")
 
 
 def evaluate_runs(
@@ -317,25 +388,28 @@ def evaluate_runs(
     data: str,
     source: Run | None = None,
     transferred: Sequence[Attack] | None = None,
+    sets: Path | None = None,
     shown: Attack | None = None,
-    white_box: bool = True,
-    notes: dict[str, str] | None = None,
-    scale: str = "cpu",
     seed: int = 0,
-    device: str = "cpu",
+    device: str | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """`evaluate` for trained runs, with all that a report needs beside the records.
 
-    `folder` then also holds pictures of each network under the attack `shown`, and `evaluation.json` with what the
-    report compares: the baseline (the source, or the first undefended network) and the control (another undefended
-    network, which is neither source nor baseline), the budgets, and `notes`.
+    `folder` then also holds pictures of each network under the attack `shown`, and `evaluation.json`: which files hold
+    the records, and what the report compares: the baseline (the source, or the first undefended network), the control
+    (an undefended network that is not the source), and the budget of each norm.
     """
-    for run in runs:
+    everyone = [*runs, *([source] if source else [])]
+    for run in everyone:
         if run.image_shape != split.pixels.shape:
             raise ValueError(f"{run.name!r} takes images of {run.image_shape}, not {split.pixels.shape}, as {data} has")
+        if run.recipe.scale != runs[0].recipe.scale:
+            raise ValueError(
+                f"{run.name!r} is of scale {run.recipe.scale}, but {runs[0].name!r} of {runs[0].recipe.scale}"
+            )
     networks = [network(run.name, run.classifier) for run in runs]
-    made = evaluate(
+    files = measure(
         networks,
         chosen,
         split,
@@ -343,29 +417,30 @@ def evaluate_runs(
         data=data,
         source=network(source.name, source.classifier) if source else None,
         transferred=transferred,
-        white_box=white_box,
-        scale=scale,
+        sets=sets,
+        scale=runs[0].recipe.scale,
         seed=seed,
         device=device,
         progress=progress,
     )
     if shown is not None:
-        (folder / "pictures").mkdir(exist_ok=True)
         for run, each in zip(runs, networks, strict=True):
             arrays = pictures(each, run.objective, shown, split)
-            _replace(folder / "pictures" / f"{each.id}.npz", partial(_save_arrays, arrays))
+            write_whole(folder / "pictures" / f"{each.id}.npz", partial(_save_arrays, arrays))
     undefended = [run for run in runs if run.recipe.defence == "none" and run.recipe.noise == 0]
     first = source if source and source.id in {run.id for run in runs} else (undefended or runs)[0]
-    others = [run.name for run in undefended if run.id not in {first.id, source.id if source else ""}]
+    controls = [run.name for run in undefended if source and run.id != source.id]
     about = {
+        "records": [path.name for path in files],
         "networks": [run.id for run in runs],
         "baseline": first.name,
-        "control": others[0] if others and source else None,
+        "control": controls[0] if controls else None,
         "budgets": {attack.norm: attack.epsilon for attack in reversed(chosen) if attack.epsilon is not None},
-        "notes": notes or {},
+        "notes": {"Versions": f"defendpp {version('defendpp')}, torch {torch.__version__}"},
     }
-    _replace(folder / "evaluation.json", lambda path: path.write_text(json.dumps(about, indent=2) + "\n"))
-    return made
+    text = json.dumps(about, indent=2) + "\n"
+    write_whole(folder / "evaluation.json", lambda path: path.write_text(text))
+    return records.read(files)
 
 
 @torch.inference_mode()
@@ -429,30 +504,13 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
     if path.exists():
         present = json.loads(path.read_text())
         for key, value in about.items():
-            if present.get(key) != value:
+            if present.get(key) != value and key != "source":  # the same network may be called otherwise now
                 raise ValueError(
-                    f"{folder} holds another adversarial set: {key} is {present.get(key)!r}, not {value!r}; "
-                    "choose another folder"
+                    f"{folder} holds another adversarial set: {key} is {present.get(key)!r}, not {value!r}"
                 )
         return
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} exists and is no adversarial set: choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(path, lambda temporary: temporary.write_text(json.dumps(about, indent=2) + "\n"))
-
-
-def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    _replace(path, lambda temporary: safetensors.torch.save_file(tensors, temporary))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    text = json.dumps(about, indent=2) + "\n"
+    write_whole(path, lambda partial: partial.write_text(text))
 
 
 def _save_arrays(arrays: dict[str, Any], path: Path) -> None:
@@ -462,7 +520,3 @@ def _save_arrays(arrays: dict[str, Any], path: Path) -> None:
 
 def _numbered(progress: Progress, number: str) -> Progress:
     return lambda what, done, total: progress(number + what, done, total)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:12]

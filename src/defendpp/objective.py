@@ -97,6 +97,12 @@ class Defend(nn.Module):
         self.noise = noise
         self.clip = clip
 
+    def extra_repr(self) -> str:
+        """What determines the objective beside its modules, for `print` and for telling two trainings apart."""
+        shared = [block.name for block in self.shared]
+        targets = getattr(self.targets, "__qualname__", "")
+        return f"weights={self.weights}, noise={self.noise}, clip={self.clip}, {targets=}, {shared=}"
+
     def forward(self, classifier: nn.Module, images: Images, labels: Labels) -> Terms:
         """The terms "classification" and "reconstruction_0", "reconstruction_1", ..."""
         if not any(self.weights):

@@ -36,9 +36,12 @@ def train_networks(folder: Path, *, accelerator: str = "auto", progress: bool = 
     for number, (name, recipe) in enumerate(NETWORKS.items(), 1):
         place = folder / "runs" / str(number)
         try:
-            runs.append(load_run(place))
+            run = load_run(place)
         except FileNotFoundError:
-            runs.append(train(recipe, data, place, name=name, accelerator=accelerator, progress=progress))
+            run = train(recipe, data, place, name=name, accelerator=accelerator, progress=progress)
+        if (run.name, run.recipe) != (name, recipe):
+            raise ValueError(f"{place} holds a network of another version of the quickstart: choose another folder")
+        runs.append(run)
     return runs
 
 
@@ -65,6 +68,5 @@ def attack_networks(
         source=runs[0],
         transferred=chosen,
         shown=threats.bim(EPSILON, steps=40),
-        scale=UNDEFENDED.scale,
         progress=progress,
     )

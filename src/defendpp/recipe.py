@@ -79,8 +79,8 @@ class Recipe:
     """Of the initial weights, the order of the images, noise and augmentation."""
     split_seed: int = 0
     """Of the division into training, validation and test images."""
-    scale: str = "cpu"
-    """What the numbers may be compared with: "paper" for the paper's width and length, else "cpu"."""
+    scale: Literal["cpu", "paper", "quickstart"] = "cpu"
+    """What the numbers may be compared with: "paper" for the paper's width and length."""
 
     def check(self) -> None:
         """Refuse, in one sentence, numbers that cannot work: a `ValueError`."""
@@ -90,6 +90,8 @@ class Recipe:
         for name in ("noise", "full_scale_weight", "scale_weight", "momentum", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2, because of batch normalisation, not {self.batch_size}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0, not {self.clip_norm}")
         if self.learning == "alternating" and self.defence != "defend":

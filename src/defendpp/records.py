@@ -4,7 +4,6 @@ A job (one network, one attack, one source) writes one parquet file once; a stud
 job whose file exists need not run again. Distances and budgets are in pixel units, images in [0, 1].
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf, sqrt
@@ -16,6 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
+
+from defendpp.files import write_whole
 
 SCHEMA = pa.schema(
     {
@@ -108,14 +109,8 @@ def write(frame: pd.DataFrame, path: str | Path) -> None:
         if not read(path).equals(frame):
             raise FileExistsError(f"{path} holds other records; remove it, or choose another name")
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # `read` of a folder passes over this ending
-    try:
-        pq.write_table(table, partial, compression="zstd", use_dictionary=True)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, lambda partial: pq.write_table(table, partial, compression="zstd", use_dictionary=True))
 
 
 def read(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:

@@ -9,7 +9,6 @@ with (by default the first), `control` an undefended network of another seed, th
 import base64
 import io
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 
 from defendpp import records as rec
+from defendpp.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,11 +77,11 @@ def _block(summary: pd.DataFrame, knowledge: str, source: str, budgets: Mapping[
     columns = [column for column in cast("list[rec.Column]", summary.columns.tolist()) if is_shown(column)]
     counts = {cell.n for column in columns for cell in summary[column] if isinstance(cell, rec.Accuracy)}
     entries = {column: _entries(summary[column], column, len(counts) > 1) for column in columns}
-    title, note = {
-        "clean": ("Clean images", ""),
-        "white-box": ("White-box: each network attacked through its own gradients", ""),
-        "gray-box": (f"Gray-box: images made on “{source}”, its purifier unknown to the attack", ""),
-        "transfer": (f"Transfer: images made on “{source}”, tested on the others", ""),
+    title = {
+        "clean": "Clean images",
+        "white-box": "White-box: each network attacked through its own gradients",
+        "gray-box": f"Gray-box: images made on “{source}”, its purifier unknown to the attack",
+        "transfer": f"Transfer: images made on “{source}”, tested on the others",
     }[knowledge]
     note = "Accuracy in % with its 95 % Wilson interval"
     note += f", n = {counts.pop()} images." if len(counts) == 1 else ", n beside it."
@@ -210,11 +210,9 @@ def headlines(
     for norm in ("linf", "l2"):
         runs = fixed[(fixed["knowledge"] == "white-box") & (fixed["norm"] == norm)]
         if not runs.empty:
-            attack = max(
-                runs["attack"].unique(), key=lambda name: rec.ATTACKS.index(name) if name in rec.ATTACKS else -1
-            )
-            epsilons = runs.loc[runs["attack"] == attack, "epsilon"]
-            epsilon = float((budgets or {}).get(norm, epsilons.max()))
+            epsilon = float((budgets or {}).get(norm, runs["epsilon"].max()))
+            stated = runs[np.isclose(runs["epsilon"], epsilon)]
+            attack = _strongest(stated if len(stated) else runs)
             sentences += _versus(records, networks, baseline, attack, norm, epsilon)
     minimal = records[(records["knowledge"] == "white-box") & records["epsilon"].isna()]
     minimal = minimal[minimal["clean_prediction"] == minimal["label"]]
@@ -229,9 +227,11 @@ def headlines(
 
 
 def _strongest(runs: pd.DataFrame) -> str:
-    """The last of the known attacks, which go from weak to strong within fixed-budget and minimal-norm ones."""
-    attacks = [str(attack) for attack in runs["attack"].unique()]
-    return max(attacks, key=lambda attack: rec.ATTACKS.index(attack) if attack in rec.ATTACKS else -1)
+    """The attack that did most, over all networks: left the fewest images right, or went the shortest way."""
+    if runs["epsilon"].notna().all():
+        return str(runs.groupby("attack", sort=False)["correct"].mean().idxmin())
+    distance = runs["l2"].where(runs["norm"] == "l2", runs["linf"]).where(runs["success"], inf)
+    return str(distance.groupby(runs["attack"], sort=False).median().idxmin())
 
 
 def _name(attack: str) -> str:
@@ -593,10 +593,4 @@ def write_html(text: str, path: str | Path, *, overwrite: bool = False) -> None:
     path = Path(path)
     if path.exists() and not overwrite and path.read_text(encoding="utf-8") != text:
         raise FileExistsError(f"{path} is there already with other content; remove it, or ask to overwrite it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))

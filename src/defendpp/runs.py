@@ -20,6 +20,7 @@ from torch import nn
 from defendpp import networks
 from defendpp.data import Data, crop_and_flip
 from defendpp.data.images import Augment
+from defendpp.files import ENDING, write_whole
 from defendpp.objective import Defend, Objective, cross_entropy, defend
 from defendpp.recipe import Recipe
 from defendpp.training import Fitted, LearningRate, Phase, alternating, fit, joint, one_cycle, step_decay
@@ -97,6 +98,10 @@ def train(
     in it is changed then. Raises what `Recipe.check`, the parts' builders and `fit` raise.
     """
     recipe.check()
+    if len(data.train) < 2 or len(data.validation) < 1:
+        raise ValueError(
+            f"{data.name} has {len(data.train)} training and {len(data.validation)} validation images, too few to train"
+        )
     image_shape = (data.channels, data.image_size, data.image_size)
     images = data.train
     if recipe.training_images is not None:
@@ -114,7 +119,6 @@ def train(
         raise FileNotFoundError(f"start {recipe.start} is no folder of a finished run: no classifier.safetensors in it")
     classifier = build_classifier(recipe, len(data.classes), image_shape)
     objective = build_objective(recipe, classifier, image_shape)
-    folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "run.json", heading)
     fitted = fit(
         classifier,
@@ -169,16 +173,19 @@ def load_run(folder: Path) -> Run:
 
 
 def fingerprint(classifier: nn.Module) -> str:
-    """Twelve hexadecimal digits of the hash of a classifier's weights, which tell two networks apart."""
-    digest = hashlib.sha256()
-    for name, tensor in classifier.state_dict().items():
+    """Twelve hexadecimal digits that tell two networks apart: a hash of modules, weights and buffers.
+
+    What a module's `forward` computes is part of it only through the module's class and what it prints of itself.
+    """
+    digest = hashlib.sha256(repr(classifier).encode())
+    for name, tensor in [*classifier.named_parameters(), *classifier.named_buffers()]:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
 
 
 def _check_folder(folder: Path, heading: dict[str, Any]) -> None:
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not folder.exists() or (folder.is_dir() and all(path.suffix == ENDING for path in folder.iterdir())):
         return
     if not (folder / "run.json").is_file():
         raise FileExistsError(f"{folder} exists and is no run folder: choose another place for the run")
@@ -223,7 +230,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write at once or not at all, so that an interruption leaves the old file."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    temporary.replace(path)
+    write_whole(path, lambda partial: partial.write_text(json.dumps(content, indent=2) + "\n"))

@@ -7,16 +7,19 @@ was killed at any moment resumes at the last finished epoch and ends in the same
 import logging
 import math
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from jaxtyping import Float, Int
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -109,11 +112,12 @@ def fit(
     """Train `classifier` (and the objective's own modules) by SGD and leave both with the weights of the best epoch.
 
     Best is the highest accuracy on the clean validation images, among equals the lowest cross-entropy. `folder`
-    receives `checkpoints/last.ckpt` after each epoch, from which a second call resumes, and logs for TensorBoard and as
-    CSV, one version a start. Both modules end in eval mode; the global random state is left as found.
+    receives `checkpoints/last.ckpt` after each epoch, from which a second call with the same settings resumes (or,
+    after the last epoch, reads the result), and logs for TensorBoard and as CSV, one version a start. Both modules end
+    in eval mode; the global random state is left as found.
 
-    Raises `ValueError` for settings that cannot work, `DivergedError` where the loss is not finite, and
-    `KeyboardInterrupt` when interrupted, after which the same call resumes.
+    Raises `ValueError` for settings that cannot work and for a checkpoint of other settings, `DivergedError` where the
+    loss is not finite, and `KeyboardInterrupt` when interrupted, after which the same call resumes.
     """
     epochs = sum(phase.epochs for phase in phases)
     if epochs < 1 or any(phase.epochs < 0 for phase in phases):
@@ -135,6 +139,19 @@ def fit(
         augment=augment,
         seed=seed,
     )
+    loop.settings = {
+        "phases": [[phase.epochs, phase.terms] for phase in phases],
+        "learning rates": [learning_rate(epochs * i / 16) for i in range(16)],
+        "batch size": batch_size,
+        "momentum": momentum,
+        "weight decay": weight_decay,
+        "gradient norm": clip_norm,
+        "augmentation": _describe(augment),
+        "seed": seed,
+        "objective": _describe(objective),
+        "classifier": repr(classifier),
+        "images": [len(train), len(validation), int(train.index.sum()), int(train.labels.sum())],
+    }
     checkpoints = folder / "checkpoints"
     last = checkpoints / "last.ckpt"
     callbacks: list[Callback] = [
@@ -143,11 +160,11 @@ def fit(
     if progress:
         callbacks.append(_Bar(epochs))
     version = len([*folder.glob("logs/version_*")])
-    random_state = torch.get_rng_state()
     interrupt_handler = signal.getsignal(signal.SIGINT)
-    with warnings.catch_warnings(), _quiet():
+    every_device = range(torch.cuda.device_count())
+    with warnings.catch_warnings(), _quiet(), torch.random.fork_rng(every_device):
         warnings.simplefilter("ignore")  # Lightning's advice on loaders and folders, which do not apply here
-        trainer = lightning.Trainer(
+        trainer = _trainer(
             accelerator=accelerator,
             devices=1,
             max_epochs=epochs,
@@ -165,10 +182,24 @@ def fit(
         except SystemExit as stopped:  # Lightning's answer to an interrupt, after which it also ignores the next one
             raise KeyboardInterrupt from stopped
         finally:
-            if interrupt_handler is not None:
+            if interrupt_handler is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, interrupt_handler)
-            torch.set_rng_state(random_state)
     return loop.finish()
+
+
+def _trainer(**settings: Any) -> lightning.Trainer:
+    try:
+        return lightning.Trainer(**settings)
+    except MisconfigurationException as problem:  # an accelerator that is unknown or not there
+        raise ValueError(f"accelerator {settings['accelerator']!r} cannot be used here: {problem}") from problem
+
+
+def _describe(part: Any) -> str:
+    """What determines an objective or augmentation, without addresses in memory."""
+    if isinstance(part, partial):
+        settings = ", ".join(f"{name}={_describe(value)}" for name, value in sorted(part.keywords.items()))
+        return f"{_describe(part.func)}({settings})"
+    return part.__qualname__ if hasattr(part, "__qualname__") else repr(part)
 
 
 class _Loop(lightning.LightningModule):
@@ -202,6 +233,7 @@ class _Loop(lightning.LightningModule):
         self.weight_decay = weight_decay
         self.augment = augment
         self.seed = seed
+        self.settings: dict[str, Any] = {}
         self.best: dict[str, Any] = {}
         self.correct = 0
         self.loss = 0.0
@@ -259,9 +291,11 @@ class _Loop(lightning.LightningModule):
         self.correct += int((logits.argmax(1) == labels).sum())
         self.loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
 
-    def on_train_epoch_end(self) -> None:
+    def on_validation_epoch_end(self) -> None:
         n = len(self.validation_images)
         self.log_dict({"validation_accuracy": self.correct / n, "validation_loss": self.loss / n})
+
+    def on_train_epoch_end(self) -> None:
         score = [self.correct, -self.loss if math.isfinite(self.loss) else -math.inf]
         if not self.best or score > self.best["score"]:
             weights = {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
@@ -269,10 +303,16 @@ class _Loop(lightning.LightningModule):
         self.seconds += time.monotonic() - self.started
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["settings"] = self.settings
         checkpoint["best"] = self.best
         checkpoint["seconds"] = self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        for name, value in self.settings.items():
+            if checkpoint["settings"][name] != value:
+                raise ValueError(
+                    f"the checkpoint to resume from has another setting of {name}: choose another folder, or remove it"
+                )
         self.best = checkpoint["best"]
         self.seconds = checkpoint["seconds"]
 

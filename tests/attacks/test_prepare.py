@@ -16,7 +16,7 @@ Digits = tuple[nn.Module, Tensor, Tensor]
 def resnet() -> nn.Module:
     """With statistics and scales that make folding matter. Not ours: pytest checks ours for tensors, not proxies."""
     torch.manual_seed(0)
-    network = torchvision.models.resnet18(num_classes=10)
+    network: nn.Module = torchvision.models.resnet18(num_classes=10)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.running_mean, std=0.1)  # type: ignore[arg-type]

@@ -100,6 +100,8 @@ def load(
         parts, classes = nips2017(path, image_size, memory)
     elif path.is_file() or any(path.glob("*.parquet")):
         parts, classes = parquet(path, image_size, memory)
+    elif any(path.glob("data/*.parquet")):  # a repository of the Hugging Face hub as it is cloned
+        parts, classes = parquet(path / "data", image_size, memory)
     else:
         parts, classes = image_folder(path, image_size, memory)
     return divide(str(name), parts, classes, seed)

@@ -101,14 +101,20 @@ def image_folder(path: Path, image_size: int | None, memory: int) -> Parts:
     Raises:
         ValueError: fewer than two classes, a class folder without images, or a part whose classes are not train's.
     """
-    folders = {PART_NAMES[name]: path / name for name in PART_NAMES if names_of_folders(path / name)}
+    folders: dict[str, Path] = {}
+    for name, part in PART_NAMES.items():
+        if names_of_folders(path / name):
+            if part in folders:
+                raise ValueError(f"{path} has two folders of {part} images, {folders[part].name} and {name}.")
+            folders[part] = path / name
     folders = folders or {"train": path}
-    classes = names_of_folders(next(iter(folders.values())))
+    first = next(iter(folders.values()))
+    classes = names_of_folders(first)
     parts = {}
     for part, folder in folders.items():
         names = names_of_folders(folder)
         if unknown := set(names) - set(classes):
-            raise ValueError(f"{folder} has the class {min(unknown)!r}, which {folders['train']} has not.")
+            raise ValueError(f"{folder} has the class {min(unknown)!r}, which {first} has not.")
         files = {name: names_of_images(folder / name) for name in names}
         if empty := [name for name in names if not files[name]]:
             raise ValueError(f"{folder / empty[0]} has no images ({', '.join(IMAGE_SUFFIXES)}).")
@@ -153,7 +159,9 @@ def parquet(path: Path, image_size: int | None, memory: int) -> Parts:
         )
     tables = {part: [columns_of(file) for file in files] for part, files in groups.items()}
     labels = {part: torch.cat([found for _, found, _ in table]) for part, table in tables.items()}
-    highest = max(int(found.max()) for found in labels.values() if len(found))
+    if empty := [part for part, found in labels.items() if not len(found)]:
+        raise ValueError(f"the {empty[0]} part of {path} has no rows.")
+    highest = max(int(found.max()) for found in labels.values())
     named = next((names for table in tables.values() for _, _, names in table if names), None)
     classes = named or tuple(map(str, range(highest + 1)))
     parts = {}
@@ -211,7 +219,7 @@ def nips2017(path: Path, image_size: int | None, memory: int) -> Parts:
         raise FileNotFoundError(f"{path / 'images'} has none of the {len(files)} images that images.csv lists.")
     try:
         labels = torch.tensor([int(table[number]["TrueLabel"]) - 1 for number in present])
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: the row ends before this column
         raise ValueError(f"{path / 'images.csv'} has a TrueLabel that is not an integer ({error}).") from error
     check_labels(labels, classes, f"{path / 'images.csv'}, its TrueLabel less 1,")
     pixels = hold(Files([files[number] for number in present]), image_size, memory)

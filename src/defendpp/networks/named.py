@@ -134,6 +134,10 @@ def timm_model(name: str, classes: int, channels: int, image_size: int, pretrain
 
 def torchvision_model(name: str, classes: int, image_size: int, pretrained: bool) -> nn.Module:
     """A model of torchvision for 3 channels, normalised for ImageNet; if pretrained, with ImageNet's 1,000 classes."""
+    if name in ("googlenet", "inception_v3"):
+        raise ValueError(
+            f"torchvision/{name} has auxiliary outputs in training, expected logits alone; see timm/{name}."
+        )
     from torchvision.models import get_model
 
     size = {"image_size": image_size} if name.startswith("vit_") else {}

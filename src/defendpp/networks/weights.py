@@ -1,6 +1,6 @@
 """A classifier's weights as a safetensors file: the network alone, loadable without this package, never unpickled."""
 
-import os
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,13 +8,17 @@ import safetensors
 import safetensors.torch
 from torch import nn
 
-from defendpp.networks.named import core
+from defendpp.files import write_whole
+from defendpp.networks.named import Normalized, core
 
 
 def save(
     classifier: nn.Module, path: str | Path, metadata: Mapping[str, str] | None = None, *, overwrite: bool = False
 ) -> None:
     """Write the state dict of `core(classifier)`, with `metadata` in the file's header.
+
+    The header also holds the `mean` and `std` of a `Normalized` classifier, as JSON: whoever loads the weights
+    elsewhere has to normalise images by them.
 
     The file appears complete or not at all. Its folder is made if absent.
 
@@ -24,15 +28,12 @@ def save(
     path = Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists already; pass overwrite=True to replace it.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     # Copies, since safetensors refuses tensors that share memory, as tied weights do.
     state = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in core(classifier).state_dict().items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        safetensors.torch.save_file(state, temporary, dict(metadata or {}))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    about = dict(metadata or {})
+    if isinstance(classifier, Normalized):
+        about |= {name: json.dumps(getattr(classifier, name).flatten().tolist()) for name in ("mean", "std")}
+    write_whole(path, lambda partial: safetensors.torch.save_file(state, partial, about))
 
 
 def load_weights(classifier: nn.Module, path: str | Path) -> dict[str, str]:
