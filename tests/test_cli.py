@@ -228,5 +228,5 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(
 
 
 def test_an_accelerator_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = fails(capsys, "train", "--output", tmp_path / "run", *TINY[:-2], "--accelerator", "tpu")
-    assert "accelerator 'tpu' cannot be used here" in message
+    message = fails(capsys, "train", "--output", tmp_path / "run", *TINY[:-2], "--accelerator", "mps")
+    assert "accelerator 'mps' cannot be used here" in message

@@ -24,7 +24,7 @@ ALL: tuple[AttackName, ...] = ("fgsm", "bim", "pgd", "carlini-wagner", "ddn")
 
 
 def quickstart(output: Path = Path("quickstart"), images: int = 200) -> None:
-    """Train four networks on real digits, attack them all, and show who resists what. Takes minutes on two cores.
+    """Train five networks on real digits, attack them all, and show who resists what. Takes minutes on two cores.
 
     Example: defendpp quickstart
 

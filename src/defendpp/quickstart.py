@@ -1,4 +1,4 @@
-"""The main job in one call: train four networks on real digits, attack them all, and show who resists what."""
+"""The main job in one call: train five networks on real digits, attack them all, and show who resists what."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ NETWORKS = {
     "no defence": UNDEFENDED,
     "no defence, another seed": replace(UNDEFENDED, seed=1),
     "Defend++": replace(UNDEFENDED, defence="defend"),
+    f"noise {NOISE}": replace(UNDEFENDED, noise=NOISE),
     f"Defend++ + noise {NOISE}": replace(UNDEFENDED, defence="defend", noise=NOISE),
 }
 EPSILON = 0.2
@@ -30,7 +31,7 @@ EPSILON = 0.2
 
 
 def train_networks(folder: Path, *, accelerator: str = "auto", progress: bool = True) -> list[Run]:
-    """Train the four networks into `folder`/runs; those that are there are read."""
+    """Train the networks into `folder`/runs; those that are there are read."""
     data = load(UNDEFENDED.data)
     runs = []
     for number, (name, recipe) in enumerate(NETWORKS.items(), 1):
@@ -48,7 +49,7 @@ def train_networks(folder: Path, *, accelerator: str = "auto", progress: bool = 
 def attack_networks(
     runs: list[Run], folder: Path, *, images: int = 200, progress: Progress | None = None
 ) -> pd.DataFrame:
-    """Attack all four white-box, and with images made on the first; records and pictures go to `folder`."""
+    """Attack them all white-box, and with images made on the first; records and pictures go to `folder`."""
     chosen = [
         threats.fgsm(EPSILON),
         threats.bim(EPSILON, steps=40),
