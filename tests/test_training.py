@@ -9,7 +9,7 @@ import torch
 from examples import small_network
 from torch import Tensor, nn
 
-from defendpp.data import Data, batches, from_tensors
+from defendpp.data import Data, batches, crop_and_flip, from_tensors
 from defendpp.decoder import AutoEncoder, HourglassDecoder, PyramidDecoder
 from defendpp.encoder import PrivateBlocks, find_blocks, tap
 from defendpp.frequency import low_pass
@@ -74,16 +74,28 @@ class Killed(Exception):  # noqa: N818
     pass
 
 
-@pytest.mark.parametrize("killed_at", [1, 7, 8, 9, 15])
-def test_killed_at_any_step_it_resumes_to_the_same_result(data: Data, tmp_path: Path, killed_at: int) -> None:
+EVERYTHING: dict[str, Any] = {
+    "phases": alternating(1, auto_encoder_epochs=1, classifier_epochs=1, joint_epochs=2),
+    "augment": crop_and_flip,
+    "clip_norm": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("killed_at", "settings"), [(1, {}), (7, {}), (8, {}), (9, {}), (15, {}), (6, EVERYTHING), (13, EVERYTHING)]
+)
+def test_killed_at_any_step_it_resumes_to_the_same_result(
+    data: Data, tmp_path: Path, killed_at: int, settings: dict[str, Any]
+) -> None:
     """4 epochs of 4 steps; the kill comes in any of them, or at an epoch's very first step."""
     whole = small_network()
+    whole.insert(4, nn.Dropout(0.3))
     whole_objective = defend(whole)
     resumed = copy.deepcopy(whole)
     resumed_objective = defend(resumed)
     resumed_objective.load_state_dict(whole_objective.state_dict())
     start = copy.deepcopy((resumed.state_dict(), resumed_objective.state_dict()))
-    expected = train(whole, whole_objective, data, tmp_path / "whole")
+    expected = train(whole, whole_objective, data, tmp_path / "whole", **settings)
 
     calls = 0
 
@@ -101,11 +113,11 @@ def test_killed_at_any_step_it_resumes_to_the_same_result(data: Data, tmp_path: 
             return terms
 
     with pytest.raises(Killed):
-        train(resumed, Killing(resumed_objective), data, tmp_path / "resumed")
+        train(resumed, Killing(resumed_objective), data, tmp_path / "resumed", **settings)
     # A new process: everything starts from the initial weights again, only the folder is left.
     resumed.load_state_dict(start[0])
     resumed_objective.load_state_dict(start[1])
-    fitted = train(resumed, Killing(resumed_objective), data, tmp_path / "resumed")
+    fitted = train(resumed, Killing(resumed_objective), data, tmp_path / "resumed", **settings)
 
     assert (fitted.validation_accuracy, fitted.epoch) == (expected.validation_accuracy, expected.epoch)
     for ours, theirs in ((resumed, whole), (resumed_objective, whole_objective)):
