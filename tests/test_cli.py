@@ -230,3 +230,12 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(
 def test_an_accelerator_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(capsys, "train", "--output", tmp_path / "run", *TINY[:-2], "--accelerator", "mps")
     assert "accelerator 'mps' cannot be used here" in message
+
+
+def test_a_folder_whose_images_changed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A new image moves the split, so that former training images would be tested on."""
+    folder = image_folder(tmp_path / "images")
+    run("train", "--data", folder, "--output", tmp_path / "run", *TINY[:4], "--batch-size", "16", *TINY[-2:])
+    (folder / "cat" / "zz.png").write_bytes((folder / "dog" / "0.png").read_bytes())
+    message = fails(capsys, "evaluate", tmp_path / "run", "--attacks", "fgsm", "--output", tmp_path / "e")
+    assert "are not what they were when 'no defence' was trained" in message

@@ -202,6 +202,17 @@ def test_budgets_must_be_at_least_0(epsilon: float) -> None:
             make(epsilon)
 
 
+def test_a_budget_in_units_of_255_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"at most 1, not 8: 8/255\?"):
+        threats.pgd(8)
+    assert threats.pgd(8, norm="l2").epsilon == 8
+
+
+@pytest.mark.parametrize("steps", [1, 5, 20, 40, 100])
+def test_few_steps_can_still_cross_the_budget(steps: int) -> None:
+    assert threats.bim(0.2, steps=steps).settings["relative_step"] * steps >= 2.5
+
+
 def test_steps_are_checked() -> None:
     with pytest.raises(ValueError, match="pgd needs at least 1 of restarts, not 0"):
         threats.pgd(0.1, restarts=0)

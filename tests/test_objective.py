@@ -9,6 +9,7 @@ from defendpp.decoder import AutoEncoder, PyramidDecoder
 from defendpp.encoder import PrivateBlocks, find_blocks
 from defendpp.frequency import linear, low_pass
 from defendpp.objective import Defend, add_noise, adversarial_cross_entropy, cross_entropy, reconstruction_terms
+from defendpp.objective import defend as build_for
 
 SHAPE = (1, 28, 28)
 
@@ -116,6 +117,14 @@ def test_adversarial_objective_mixes_clean_and_attacked(batch: tuple[torch.Tenso
     assert terms["adversarial"].item() == pytest.approx(0.75 * attacked)
     with pytest.raises(ValueError, match="not 2"):
         adversarial_cross_entropy(classifier, images, labels, attack=lambda _m, x, _y: x, clean_weight=2)
+
+
+def test_an_objective_serves_only_the_classifier_it_was_built_for(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    classifier = small_network()
+    objective = build_for(classifier, SHAPE)
+    objective(classifier, *batch)
+    with pytest.raises(ValueError, match="was built for another classifier"):
+        objective(small_network(), *batch)
 
 
 @pytest.mark.parametrize("weights", [(), (1, -0.1, 0), (float("nan"), 0, 0)])

@@ -228,8 +228,8 @@ class TestHeadlines:
         assert "leaves more images right than PGD from “b” (+50.0 points" in doubt
         sound = [rows("a", "fgsm", 30, epsilon=0.2), rows("a", "pgd", 10, epsilon=0.2)]
         assert report.doubts(pd.concat(sound)) == [
-            "No attack was visibly too weak: in 1 comparison, neither one step nor transferred images did better than "
-            "a network's own iterated gradients at the same budget."
+            "No attack was shown to be too weak: in 1 paired comparison, neither one step nor transferred images did "
+            "better, beyond chance, than a network's own iterated gradients at the same budget."
         ]
         itself = [rows("a", "pgd", 30, epsilon=0.2), rows("a", "pgd", 10, epsilon=0.2, source="a")]
         assert report.doubts(pd.concat(itself)) == []

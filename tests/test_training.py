@@ -162,6 +162,9 @@ def test_a_finished_training_is_read_and_one_of_other_settings_is_not_taken_for_
     again = small_network()
     assert train(again, defend(again), data, tmp_path, phases=joint(1)) == first
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), classifier.parameters(), strict=True))
+    flipped = from_tensors(data.train.batch(range(84))[0], torch.arange(84) % 4)
+    with pytest.raises(ValueError, match="another setting of images"):
+        train(classifier, objective, flipped, tmp_path, phases=joint(1))
     others: list[tuple[dict[str, Any], Any, str]] = [
         ({"phases": joint(2)}, objective, "phases"),
         ({"seed": 1}, objective, "seed"),

@@ -257,7 +257,7 @@ def _attacks(
 
 def _test_images(runs: "list[Run]", data: str | None, root: Path | None, count: int | None) -> "Images":
     """Test images that none of the runs was trained on."""
-    from defendpp.data import load
+    from defendpp.data import digest, load
 
     recipe, classes = runs[0].recipe, runs[0].classes
     for run in runs:
@@ -274,6 +274,11 @@ def _test_images(runs: "list[Run]", data: str | None, root: Path | None, count: 
         if len(run.classes) != len(classes):
             raise ValueError(f"{run.name!r} knows {len(run.classes)} classes, but {runs[0].name!r} {len(classes)}")
     loaded = load(data or recipe.data, root=root, image_size=recipe.image_size, seed=recipe.split_seed)
+    if data is None and any(run.data_digest != digest(loaded.test) for run in runs):
+        raise ValueError(
+            f"the test images of {recipe.data} are not what they were when {runs[0].name!r} was trained: some may be "
+            "its training images"
+        )
     if len(loaded.classes) != len(classes):
         raise ValueError(f"{data} has {len(loaded.classes)} classes, but {runs[0].name!r} knows {len(classes)}")
     return loaded.test if count is None else loaded.test.take(count)
@@ -320,6 +325,8 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
     )
     report.write_html(text, page, overwrite=overwrite)
     Console().print(report.table(made, budgets))
+    for doubt in report.doubts(made):
+        print(doubt)
     print(f"\nThe whole report: {page.resolve()}")
 
 

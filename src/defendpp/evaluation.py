@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from defendpp import records
 from defendpp.attacks import Prepared, prepare
-from defendpp.data import Images
+from defendpp.data import Images, digest
 from defendpp.files import write_whole
 from defendpp.objective import Defend
 from defendpp.runs import Run, fingerprint
@@ -125,7 +125,7 @@ def adversarial_set(
 
 def set_folder(source: Network, attack: Attack, split: Images, sets: Path, *, data: str, seed: int = 0) -> Path:
     """Where in `sets` the adversarial set lies that `attack` makes of `split` on `source`."""
-    key = [source.id, attack.name, attack.norm, repr(attack.epsilon), dict(attack.settings), seed, digest(split, data)]
+    key = [source.id, attack.name, attack.norm, repr(attack.epsilon), dict(attack.settings), seed, data, digest(split)]
     return sets / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -143,15 +143,6 @@ def _device(model: nn.Module, device: str | None) -> torch.device:
     if device is not None:
         return torch.device(device)
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def digest(split: Images, data: str) -> str:
-    """Twelve hexadecimal digits that tell one set of labelled images from another; of the pixels it reads a piece."""
-    pixels, _ = split.batch(range(min(len(split), piece_size(split))))
-    content = hashlib.sha256(data.encode())
-    for tensor in (split.index, split.labels, pixels):
-        content.update(tensor.contiguous().numpy().tobytes())
-    return content.hexdigest()[:12]
 
 
 def piece_size(split: Images) -> int:
@@ -267,7 +258,7 @@ def evaluate(
     networks: Sequence[Network],
     chosen: Sequence[Attack],
     split: Images,
-    folder: Path,
+    folder: Path | str,
     *,
     data: str,
     source: Network | None = None,
@@ -300,7 +291,7 @@ def measure(
     networks: Sequence[Network],
     chosen: Sequence[Attack],
     split: Images,
-    folder: Path,
+    folder: Path | str,
     *,
     data: str,
     source: Network | None = None,
@@ -313,10 +304,11 @@ def measure(
     progress: Progress | None = None,
 ) -> list[Path]:
     """What `evaluate` does; returns the files with the records."""
+    folder = Path(folder)
     transferred = chosen if transferred is None else transferred
     _check_jobs(networks, chosen, transferred, split, data, split_name, source)
     ready = {each.id: each for each in networks}  # made fast when first attacked, and then kept
-    about = digest(split, data)
+    about = f"{data} {digest(split)}"
     files = []
     for each in networks:
         files.append(_record_file(folder, each, about, scale))

@@ -5,6 +5,7 @@ noise it is Gaussian augmentation, `Defend` adds the multi-scale reconstruction,
 its batch first. Randomness (noise, dropout) is torch's global generator, which training seeds for every epoch.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 
 import torch
@@ -96,6 +97,7 @@ class Defend(nn.Module):
         self.targets = targets
         self.noise = noise
         self.clip = clip
+        self.built_for: weakref.ref[nn.Module] | None = None  # no submodule: the classifier is not ours
 
     def extra_repr(self) -> str:
         """What determines the objective beside its modules, for `print` and for telling two trainings apart."""
@@ -105,6 +107,8 @@ class Defend(nn.Module):
 
     def forward(self, classifier: nn.Module, images: Images, labels: Labels) -> Terms:
         """The terms "classification" and "reconstruction_0", "reconstruction_1", ..."""
+        if self.built_for is not None and self.built_for() is not classifier:
+            raise ValueError("this objective was built for another classifier: call defend() with the one to train")
         if not any(self.weights):
             return cross_entropy(classifier, images, labels, noise=self.noise, clip=self.clip)
         seen = add_noise(images, self.noise, clip=self.clip)
@@ -160,7 +164,7 @@ def defend(
         if decoder == "pyramid"
         else HourglassDecoder(blocks, image_shape, scales, skips[decoder])
     )
-    return Defend(
+    objective = Defend(
         AutoEncoder(private, blocks[shared - 1], rebuild),
         blocks[:shared],
         weights=[full_scale_weight] + [scale_weight] * (len(rebuild.sizes) - 1),
@@ -168,3 +172,5 @@ def defend(
         noise=noise,
         clip=clip_noise,
     )
+    objective.built_for = weakref.ref(classifier)
+    return objective

@@ -334,8 +334,9 @@ def doubts(records: pd.DataFrame) -> list[str]:
                 )
     if compared and not found:
         found = [
-            f"No attack was visibly too weak: in {compared} comparison{'s' * (compared > 1)}, neither one step nor "
-            "transferred images did better than a network's own iterated gradients at the same budget."
+            f"No attack was shown to be too weak: in {compared} paired comparison{'s' * (compared > 1)}, neither one "
+            "step nor transferred images did better, beyond chance, than a network's own iterated gradients at the "
+            "same budget."
         ]
     return found
 

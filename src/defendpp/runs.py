@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from defendpp import networks
-from defendpp.data import Data, crop_and_flip
+from defendpp.data import Data, crop_and_flip, digest
 from defendpp.data.images import Augment
 from defendpp.files import ENDING, write_whole
 from defendpp.objective import Defend, Objective, cross_entropy, defend
@@ -42,6 +42,8 @@ class Run:
     result: Fitted
     id: str
     """Hash of the classifier's weights."""
+    data_digest: str
+    """Of the test images that it was not trained on."""
 
 
 def build_classifier(recipe: Recipe, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -113,6 +115,7 @@ def train(
         "classes": list(data.classes),
         "image_shape": list(image_shape),
         "training_images": len(images),
+        "data_digest": digest(data.test),
     }
     _check_folder(folder, heading)
     if recipe.start is not None and not (Path(recipe.start) / "classifier.safetensors").exists():
@@ -157,6 +160,7 @@ def load_run(folder: Path) -> Run:
         fields = {**heading["recipe"], "blocks": tuple(heading["recipe"]["blocks"])}
         recipe = Recipe(**fields)
         channels, height, width = heading["image_shape"]
+        data_digest = heading["data_digest"]
         classes, name, result = tuple(heading["classes"]), heading["name"], Fitted(**heading["result"])
     except (KeyError, TypeError) as problem:
         raise ValueError(f"{folder / 'run.json'} was not written by this version of defendpp: {problem}") from problem
@@ -169,7 +173,7 @@ def load_run(folder: Path) -> Run:
         networks.load_weights(hardened.auto_encoder, folder / "auto_encoder.safetensors")
         hardened.eval()
     classifier.eval()
-    return Run(name, recipe, classifier, hardened, classes, shape, result, fingerprint(classifier))
+    return Run(name, recipe, classifier, hardened, classes, shape, result, fingerprint(classifier), data_digest)
 
 
 def fingerprint(classifier: nn.Module) -> str:
@@ -192,9 +196,13 @@ def _check_folder(folder: Path, heading: dict[str, Any]) -> None:
     present = _read_json(folder / "run.json")
     if "result" in present:
         raise FileExistsError(f"{folder} already holds a finished run: choose another folder, or remove that one")
-    if present != json.loads(json.dumps(heading)):
+    wanted = json.loads(json.dumps(heading))
+    if present != wanted and (folder / "checkpoints" / "last.ckpt").exists():
+        there, here = {**present, **present["recipe"]}, {**wanted, **wanted["recipe"]}
+        name = next(name for name in reversed(here) if there.get(name) != here[name])
         raise FileExistsError(
-            f"{folder} holds an unfinished run of another recipe: choose another folder, or remove it"
+            f"{folder} holds an unfinished run of another recipe ({name} is {there.get(name)}, not {here[name]}): "
+            "choose another folder, or remove it"
         )
 
 

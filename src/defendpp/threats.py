@@ -32,25 +32,26 @@ def fgsm(epsilon: float) -> Attack:
     return _fixed("fgsm", epsilon, {}, attacks.fgsm)
 
 
-def bim(epsilon: float, *, steps: int = 100, relative_step: float = 0.1) -> Attack:
-    """BIM with an L∞ budget in pixel units; each step is `relative_step` of the budget."""
-    return _fixed("bim", epsilon, {"steps": steps, "relative_step": relative_step}, attacks.bim)
+def bim(epsilon: float, *, steps: int = 100, relative_step: float | None = None) -> Attack:
+    """BIM with an L∞ budget in pixel units; each step is `relative_step` of the budget (default: `usual_step`)."""
+    settings = {"steps": steps, "relative_step": relative_step or usual_step(steps)}
+    return _fixed("bim", epsilon, settings, attacks.bim)
 
 
 def pgd(
     epsilon: float,
     *,
     steps: int = 40,
-    relative_step: float = 0.1,
+    relative_step: float | None = None,
     restarts: int = 1,
     loss: str = "cross_entropy",
     norm: Literal["linf", "l2"] = "linf",
     stop_early: bool = False,
 ) -> Attack:
-    """PGD with a random start and an L∞ or L2 budget in pixel units; each step is `relative_step` of the budget."""
+    """PGD with a random start and an L∞ or L2 budget in pixel units; steps as those of `bim`."""
     settings = {
         "steps": steps,
-        "relative_step": relative_step,
+        "relative_step": relative_step or usual_step(steps),
         "restarts": restarts,
         "loss": loss,
         "stop_early": stop_early,
@@ -89,6 +90,8 @@ def _fixed(
 ) -> Attack:
     if not 0 <= epsilon < float("inf"):
         raise ValueError(f"epsilon must be at least 0 and finite, in pixel units of [0, 1], not {epsilon}")
+    if norm == "linf" and epsilon > 1:
+        raise ValueError(f"an L∞ epsilon is in pixel units of [0, 1] and at most 1, not {epsilon}: {epsilon:g}/255?")
     for key in ("steps", "restarts"):
         if settings.get(key, 1) < 1:
             raise ValueError(f"{name} needs at least 1 of {key}, not {settings[key]}")
@@ -96,6 +99,11 @@ def _fixed(
     if "relative_step" in settings:
         arguments["step_size"] = settings["relative_step"] * epsilon
     return Attack(name, norm, epsilon, settings, partial(function, epsilon=epsilon, **arguments), is_random)
+
+
+def usual_step(steps: int) -> float:
+    """A tenth of the budget, or more where so few steps could not cross it two and a half times."""
+    return max(0.1, 2.5 / max(1, steps))
 
 
 def usual_epsilon(image_shape: tuple[int, int, int]) -> float:

@@ -25,7 +25,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from defendpp.data import Images, batches
+from defendpp.data import Images, batches, digest
 from defendpp.data.images import Augment
 from defendpp.objective import Objective, Terms
 
@@ -99,7 +99,7 @@ def fit(
     *,
     phases: Sequence[Phase],
     learning_rate: LearningRate,
-    folder: Path,
+    folder: Path | str,
     batch_size: int = 256,
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
@@ -119,6 +119,7 @@ def fit(
     Raises `ValueError` for settings that cannot work and for a checkpoint of other settings, `DivergedError` where the
     loss is not finite, and `KeyboardInterrupt` when interrupted, after which the same call resumes.
     """
+    folder = Path(folder)
     epochs = sum(phase.epochs for phase in phases)
     if epochs < 1 or any(phase.epochs < 0 for phase in phases):
         raise ValueError(f"training needs at least 1 epoch, not {epochs}")
@@ -150,7 +151,7 @@ def fit(
         "seed": seed,
         "objective": _describe(objective),
         "classifier": repr(classifier),
-        "images": [len(train), len(validation), int(train.index.sum()), int(train.labels.sum())],
+        "images": [digest(train), digest(validation)],
     }
     checkpoints = folder / "checkpoints"
     last = checkpoints / "last.ckpt"

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
+from math import prod
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -89,6 +91,15 @@ class Images:
         if not 0 <= n <= len(self):
             raise ValueError(f"cannot take {n} images of a split that has {len(self)}.")
         return self.select(torch.randperm(len(self), generator=Generator().manual_seed(seed))[:n])
+
+
+def digest(split: Images, pixels: int = 1_000_000) -> str:
+    """Twelve hexadecimal digits that tell one split from another: its labels, its places in the source, some pixels."""
+    shown = min(len(split), max(1, pixels // prod(split.pixels.shape)))
+    content = sha256()
+    for tensor in (split.index, split.labels, *split.batch(range(shown))):
+        content.update(tensor.contiguous().numpy().tobytes())
+    return content.hexdigest()[:12]
 
 
 def batches(
