@@ -44,8 +44,8 @@ def performance() -> str:
         "one run: `python benchmarks/attacks.py`. *Prepared* is `defendpp.attacks.prepare`, which evaluations use: a "
         "frozen copy, batch normalisation folded, channels last; the original network checks every success. *Flipped* "
         "is the share of images that the network itself gets wrong in the end, *L2* their median distance.",
-        "The unit is timed directly before and after each attack, so that other work on the machine, as there was some in "
-        "this run, changes the ratios little; the range shows how much.",
+        "The unit is timed directly before and after each attack, so that other work on the machine, as there was some "
+        "in this run, changes the ratios little; the range shows how much.",
         f"{made['versions']}, {made['machine']}; ResNet-18 of width 16, {made['images']} digits.",
     ]
     for network, rows in made["networks"].items():
