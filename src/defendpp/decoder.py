@@ -150,15 +150,19 @@ class AutoEncoder(nn.Module):
 
 
 class _Decoding(nn.Module):
-    """A residual block that doubles the size: 3x3 convolution, 3x3 transposed convolution of stride 2, and a skip."""
+    """A residual block that doubles the size: 3x3 convolution, 3x3 transposed convolution of stride 2, and a skip.
+
+    The first convolution already reduces the channels. The exact mirror image of an encoding block, with the reduction
+    in the second, costs twice as much, and the deepest blocks are the dearest part of the decoder.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, size: tuple[int, int]):
         super().__init__()
         self.size = size
         self.out_channels = out_channels
-        self.first = _normalised_convolution(in_channels, in_channels)
+        self.first = _normalised_convolution(in_channels, out_channels)
         self.second = nn.ConvTranspose2d(
-            in_channels, out_channels, 3, stride=2, padding=1, output_padding=1, bias=False
+            out_channels, out_channels, 3, stride=2, padding=1, output_padding=1, bias=False
         )
         self.normalise = nn.BatchNorm2d(out_channels)
         self.skip = nn.Sequential(nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels))
