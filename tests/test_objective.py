@@ -5,10 +5,18 @@ import torch
 from examples import small_network
 from torch import nn
 
+from defendpp import threats
 from defendpp.decoder import AutoEncoder, PyramidDecoder
 from defendpp.encoder import PrivateBlocks, find_blocks
 from defendpp.frequency import linear, low_pass
-from defendpp.objective import Defend, add_noise, adversarial_cross_entropy, cross_entropy, reconstruction_terms
+from defendpp.objective import (
+    Defend,
+    add_noise,
+    adversarial_cross_entropy,
+    cross_entropy,
+    perturb,
+    reconstruction_terms,
+)
 from defendpp.objective import defend as build_for
 
 SHAPE = (1, 28, 28)
@@ -111,12 +119,35 @@ def test_noise_has_the_asked_deviation_and_is_clipped_only_on_request() -> None:
 def test_adversarial_objective_mixes_clean_and_attacked(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     classifier = small_network().eval()
     images, labels = batch
-    terms = adversarial_cross_entropy(classifier, images, labels, attack=lambda _m, x, _y: 1 - x, clean_weight=0.25)
-    clean, attacked = (nn.functional.cross_entropy(classifier(x), labels).item() for x in (images, 1 - images))
+    attack = threats.fgsm(0.1)
+    attacked = attack.run(classifier, images, labels).images
+    terms = adversarial_cross_entropy(classifier, images, labels, attack=attack, clean_weight=0.25)
+    clean, harmed = (nn.functional.cross_entropy(classifier(x), labels).item() for x in (images, attacked))
+    assert harmed > clean
     assert terms["classification"].item() == pytest.approx(0.25 * clean)
-    assert terms["adversarial"].item() == pytest.approx(0.75 * attacked)
+    assert terms["adversarial"].item() == pytest.approx(0.75 * harmed)
     with pytest.raises(ValueError, match="not 2"):
-        adversarial_cross_entropy(classifier, images, labels, attack=lambda _m, x, _y: x, clean_weight=2)
+        adversarial_cross_entropy(classifier, images, labels, attack=attack, clean_weight=2)
+
+
+def test_training_attacks_draw_from_torch_s_generator_and_stay_within_their_norm(
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    classifier = small_network()
+    images, labels = batch
+    made = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        made.append(perturb(classifier, images, labels, threats.pgd(0.1, steps=2)))
+    assert made[0].equal(made[1])
+    assert not made[0].equal(made[2])
+    assert classifier.training
+    bound = (made[0] - images).flatten(1).norm(dim=1).median().item()
+    torch.manual_seed(0)
+    bounded = perturb(classifier, images, labels, threats.pgd(0.1, steps=2), max_norm=bound)
+    norms = (made[0] - images).flatten(1).norm(dim=1)
+    assert norms.min() < bound < norms.max()
+    torch.testing.assert_close((bounded - images).flatten(1).norm(dim=1), norms.clamp_max(bound))
 
 
 def test_an_objective_serves_only_the_classifier_it_was_built_for(batch: tuple[torch.Tensor, torch.Tensor]) -> None:

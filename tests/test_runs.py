@@ -156,6 +156,9 @@ def test_recipes_differ_in_their_hash_and_say_what_they_are() -> None:
         ({"noise": -1.0}, r"noise must be at least 0, not -1\.0"),
         ({"clip_norm": 0.0}, r"clip_norm must be above 0, not 0\.0"),
         ({"learning": "alternating", "defence": "none"}, "alternating learning needs a decoder"),
+        ({"defence": "adversarial", "noise": 0.1}, r"adversarial training takes no noise, but noise is 0\.1"),
+        ({"clean_weight": 1.5}, r"clean_weight must be in \[0, 1\], not 1\.5"),
+        ({"attack": "fgsm", "attack_steps": 3}, "only pgd and ddn have them, not 3"),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(settings: dict[str, object], message: str) -> None:
@@ -173,6 +176,28 @@ def test_every_decoder_and_target_takes_a_step(data: Data, decoder: str, targets
     images, labels = data.train.batch(range(8))
     torch.stack([*objective(classifier, images, labels).values()]).sum().backward()
     assert all(parameter.grad is not None for parameter in [*classifier.parameters(), *objective.parameters()])
+
+
+@pytest.mark.parametrize(("attack", "clean_weight"), [("fgsm", 0.5), ("pgd", 0.0), ("ddn", 0.0)])
+def test_adversarial_training_resumes_like_any_other(
+    data: Data, tmp_path: Path, attack: str, clean_weight: float
+) -> None:
+    recipe = dataclasses.replace(
+        PLAIN,
+        defence="adversarial",
+        attack=attack,  # type: ignore[arg-type]
+        clean_weight=clean_weight,
+        epochs=1,
+    )
+    if attack != "fgsm":
+        recipe = dataclasses.replace(recipe, attack_steps=2)
+    runs = [train(recipe, data, tmp_path / str(i), accelerator="cpu", progress=False) for i in range(2)]
+    assert runs[0].id == runs[1].id
+    assert runs[0].name == f"Adv. {attack.upper()}"
+    assert runs[0].objective is None
+    classifier = build_classifier(recipe, 4, (1, 28, 28))
+    terms = build_objective(recipe, classifier, (1, 28, 28))(classifier, *data.train.batch(range(8)))
+    assert set(terms) == ({"adversarial", "classification"} if clean_weight else {"adversarial"})
 
 
 @pytest.mark.parametrize(("network", "width"), [("resnet50", 4), ("vgg16", 4), ("timm/convnext_atto", 64)])

@@ -1,4 +1,6 @@
 import copy
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +42,7 @@ def defend(classifier: nn.Module, noise: float = 0.3) -> Defend:
 def train(classifier: nn.Module, objective: Any, data: Data, folder: Path, **settings: Any) -> Fitted:
     defaults: dict[str, Any] = {
         "phases": joint(4), "learning_rate": one_cycle(0.05, epochs=4), "batch_size": 20, "progress": False,
-        "accelerator": "cpu",
+        "accelerator": "cpu", "execution": "channels-last",
     }  # fmt: skip
     return fit(classifier, objective, data.train, data.validation, folder=folder, **{**defaults, **settings})
 
@@ -226,6 +228,59 @@ def test_alternating_learning_is_training_two_networks_and_copying_the_encoder(d
         torch.testing.assert_close(tensor, kept[name], atol=1e-6, rtol=1e-5, msg=name)
 
 
+def test_the_way_that_was_chosen_is_kept_when_training_resumes(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier = small_network()
+    train(classifier, cross_entropy, data, tmp_path, phases=joint(1), execution="eager")
+    monkeypatch.setattr("defendpp.training.fastest", pytest.fail)
+    assert train(small_network(), cross_entropy, data, tmp_path, phases=joint(1), execution="auto").execution == "eager"
+    with pytest.raises(ValueError, match="another setting of execution"):
+        train(small_network(), cross_entropy, data, tmp_path, phases=joint(1), execution="channels-last")
+
+
+TWO_PROCESSES = """
+import sys
+from functools import partial
+from pathlib import Path
+import torch
+from torch import nn
+from defendpp.data import from_tensors
+from defendpp.objective import cross_entropy
+from defendpp.training import fit, is_main_process, joint, one_cycle
+
+devices, folder, normalised = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "normalised"
+torch.manual_seed(0)
+generator = torch.Generator().manual_seed(0)
+data = from_tensors(torch.rand(400, 1, 12, 12, generator=generator), torch.arange(400) % 4)
+norm = nn.BatchNorm2d(8) if normalised else nn.Identity()
+network = nn.Sequential(nn.Conv2d(1, 8, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(800, 4))
+fitted = fit(network, cross_entropy, data.train, data.validation, phases=joint(3), batch_size=8, progress=False,
+             learning_rate=one_cycle(0.02, epochs=3), folder=folder, accelerator="cpu", devices=devices)
+if is_main_process():
+    torch.save({"weights": network.state_dict(), "accuracy": fitted.validation_accuracy}, folder / "result.pt")
+"""
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_two_processes_train_the_network_that_one_trains(tmp_path: Path, normalised: bool) -> None:
+    """The same losses in every step; batch statistics are each process's own, so there only about the same."""
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES)
+    for devices in ("1", "2"):
+        command = [sys.executable, str(script), devices, str(tmp_path / devices), "normalised" if normalised else ""]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+    one, two = (torch.load(tmp_path / devices / "result.pt", weights_only=True) for devices in ("1", "2"))
+    losses = [pd.read_csv(tmp_path / d / "logs" / "version_0" / "metrics.csv")["loss"].dropna() for d in ("1", "2")]
+    assert len(losses[0]) == len(losses[1]) > 3
+    assert losses[0].to_numpy() == pytest.approx(losses[1].to_numpy(), rel=0.3 if normalised else 1e-4)
+    if not normalised:
+        assert one["accuracy"] == two["accuracy"]
+        for name, tensor in one["weights"].items():
+            torch.testing.assert_close(two["weights"][name], tensor, rtol=1e-4, atol=1e-5)
+
+
 def test_phases() -> None:
     assert joint(3) == [Phase(3)]
     assert alternating(2, auto_encoder_epochs=4, classifier_epochs=2, joint_epochs=5) == [
@@ -252,6 +307,14 @@ def test_one_cycle_rises_and_falls() -> None:
     [
         ({"phases": []}, "at least 1 epoch, not 0"),
         ({"batch_size": 1}, "at least 2, because of batch normalisation, not 1"),
+        (
+            {"execution": "quickly"},
+            "execution must be auto or one of eager, channels-last, bfloat16, compiled, not 'qu",
+        ),
+        (
+            {"devices": 3},
+            "a batch of 20 cannot be shared out equally, at least 2 images each, among 3 devices on each of 1",
+        ),
         ({"phases": [Phase(1, "nonsense")]}, "no term of the objective .classification. starts with 'nonsense'"),
     ],
 )

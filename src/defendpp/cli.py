@@ -45,7 +45,10 @@ def train(
     output: Path,
     name: str | None = None,
     data_root: Path | None = None,
+    execution: Literal["auto", "eager", "channels-last", "bfloat16", "compiled"] = "auto",
     accelerator: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
 ) -> None:
     """Train a classifier, plain or hardened. Interrupt it at any time: the same command goes on where it was.
 
@@ -56,13 +59,21 @@ def train(
         output: Folder for the run; it must not hold another run.
         name: What tables call the network; by default its defence.
         data_root: Folder that holds the data sets, or gets them (default: a cache of the user).
+        execution: How steps are computed, each way adding to the one before; auto measures which is the fastest here.
         accelerator: auto, cpu, gpu, ... as Lightning knows them.
+        devices: Devices on each node; every batch is shared out among all.
+        nodes: Machines; start the same command on each, as Lightning's cluster environments describe.
     """
     from defendpp import data, evaluation, records, runs
+    from defendpp.training import is_main_process
 
     recipe.check()
     loaded = data.load(recipe.data, root=data_root, image_size=recipe.image_size, seed=recipe.split_seed)
-    run = runs.train(recipe, loaded, output, name=name, accelerator=accelerator)
+    run = runs.train(
+        recipe, loaded, output, name=name, execution=execution, accelerator=accelerator, devices=devices, nodes=nodes
+    )
+    if not is_main_process():
+        return
     if run.objective is not None:
         print(run.objective.auto_encoder.decoder)
     result = run.result

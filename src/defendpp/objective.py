@@ -16,12 +16,12 @@ from torch.nn.functional import mse_loss
 from defendpp.decoder import AutoEncoder, HourglassDecoder, Image, PyramidDecoder
 from defendpp.encoder import Block, PrivateBlocks, find_blocks, tap
 from defendpp.frequency import linear, low_pass
+from defendpp.threats import Attack
 
 Images = Float[Tensor, "batch channel height width"]
 Labels = Int[Tensor, " batch"]
 Terms = dict[str, Tensor]
 Objective = Callable[[nn.Module, Tensor, Tensor], Terms]
-Attack = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def add_noise(images: Images, sigma: float, *, clip: bool = False) -> Images:
@@ -30,7 +30,9 @@ def add_noise(images: Images, sigma: float, *, clip: bool = False) -> Images:
         raise ValueError(f"the noise's standard deviation must be at least 0, not {sigma}")
     if sigma == 0:
         return images
-    noisy = images + sigma * torch.randn_like(images)
+    noisy = images + sigma * torch.randn(
+        images.shape, dtype=images.dtype, device=images.device
+    )  # in any layout the same
     return noisy.clamp(0, 1) if clip else noisy
 
 
@@ -43,21 +45,42 @@ def cross_entropy(
 
 
 def adversarial_cross_entropy(
-    classifier: nn.Module, images: Images, labels: Labels, *, attack: Attack, clean_weight: float = 0.5
+    classifier: nn.Module,
+    images: Images,
+    labels: Labels,
+    *,
+    attack: Attack,
+    clean_weight: float = 0.0,
+    max_norm: float | None = None,
 ) -> Terms:
     """Adversarial training: `clean_weight` on the clean batch, the rest on what `attack` makes of it.
 
-    0.5 is Goodfellow et al. (2015); 0 is Madry et al. (2018). `attack` gives images for (classifier, images, labels).
+    0.5 with FGSM is Goodfellow et al. (2015), 0 with PGD is Madry et al. (2018). max_norm: the L2 norm to which longer
+    perturbations are shortened; minimal-norm attacks have no budget of their own (with DDN: Rony et al. 2019).
     """
     if not 0 <= clean_weight <= 1:
         raise ValueError(f"clean_weight must be in [0, 1], not {clean_weight}")
     terms: Terms = {}
     if clean_weight < 1:
-        attacked = attack(classifier, images, labels)
+        attacked = perturb(classifier, images, labels, attack, max_norm)
         terms["adversarial"] = (1 - clean_weight) * nn.functional.cross_entropy(classifier(attacked), labels)
     if clean_weight > 0:
         terms["classification"] = clean_weight * nn.functional.cross_entropy(classifier(images), labels)
     return terms
+
+
+def perturb(
+    classifier: nn.Module, images: Images, labels: Labels, attack: Attack, max_norm: float | None = None
+) -> Images:
+    """What `attack` makes of the images, at most `max_norm` away in L2; randomness is torch's global generator."""
+    random = {"generator": torch.Generator().manual_seed(int(torch.randint(2**62, ())))} if attack.is_random else {}
+    attacked = attack.run(classifier, images, labels, **random).images
+    if max_norm is None:
+        return attacked
+    change = attacked - images
+    norms = change.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    shortened: Tensor = images + change * (max_norm / norms).clamp_max(1)
+    return shortened
 
 
 def reconstruction_terms(rebuilt: Sequence[Image], targets: Sequence[Image], weights: Sequence[float]) -> Terms:

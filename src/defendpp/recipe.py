@@ -28,8 +28,8 @@ class Recipe:
     start: str | None = None
     """Start from the classifier in this run folder, of the same network and data."""
 
-    defence: Literal["none", "defend"] = "none"
-    """none: cross-entropy alone (with noise: Gaussian augmentation). defend: Defend++."""
+    defence: Literal["none", "defend", "adversarial"] = "none"
+    """none: cross-entropy (with noise: Gaussian augmentation). defend: Defend++. adversarial: on attacked images."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the input, in pixel units; Defend++ rebuilds the clean image."""
     clip_noise: bool = False
@@ -48,6 +48,15 @@ class Recipe:
     """k, the first blocks that the auto-encoder shares with the classifier; by default all."""
     blocks: tuple[str, ...] = ()
     """Names of the network's blocks, where they are not to be found automatically."""
+
+    attack: Literal["fgsm", "pgd", "ddn"] = "pgd"
+    """Adversarial training: what makes the images, anew for every batch."""
+    attack_epsilon: float | None = None
+    """Adversarial training: L∞ budget of fgsm and pgd (default: the paper's), largest L2 norm of ddn (2.4 gray, 1)."""
+    attack_steps: int | None = None
+    """Adversarial training: steps of pgd (default 7) or ddn (default 20)."""
+    clean_weight: float = 0.0
+    """Adversarial training: weight of the clean batch in the loss; 0.5 is usual with fgsm."""
 
     learning: Literal["joint", "alternating"] = "joint"
     """All terms together, or first cycles of auto-encoder and classifier in turn (section 3.4)."""
@@ -94,16 +103,27 @@ class Recipe:
             raise ValueError(f"batch_size must be at least 2, because of batch normalisation, not {self.batch_size}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0, not {self.clip_norm}")
+        if self.defence == "adversarial" and self.noise:
+            raise ValueError(f"adversarial training takes no noise, but noise is {self.noise}")
+        if not 0 <= self.clean_weight <= 1:
+            raise ValueError(f"clean_weight must be in [0, 1], not {self.clean_weight}")
+        if self.attack_steps is not None and (self.attack == "fgsm" or self.attack_steps < 1):
+            raise ValueError(
+                f"attack_steps must be at least 1, and only pgd and ddn have them, not {self.attack_steps}"
+            )
         if self.learning == "alternating" and self.defence != "defend":
             raise ValueError('alternating learning needs a decoder: defence "defend", not "none"')
 
     @property
     def hash(self) -> str:
-        """Twelve hexadecimal digits that differ for any two different recipes."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        """Twelve hexadecimal digits that differ between any two recipes; a new field leaves those of old ones alone."""
+        chosen = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changed = {name: value for name, value in chosen.items() if value != getattr(Recipe, name)}
+        return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
 
     def __str__(self) -> str:
         """What tables call the network by default."""
-        parts = ["Defend++"] if self.defence == "defend" else []
+        names = {"none": [], "defend": ["Defend++"], "adversarial": [f"Adv. {self.attack.upper()}"]}
+        parts = names[self.defence]
         parts += [f"noise {self.noise:g}"] if self.noise else []
         return " + ".join(parts) or "no defence"

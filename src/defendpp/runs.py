@@ -12,18 +12,29 @@ import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from defendpp import networks
+from defendpp import networks, threats
 from defendpp.data import Data, crop_and_flip, digest
 from defendpp.data.images import Augment
+from defendpp.execution import Execution
 from defendpp.files import ENDING, write_whole
-from defendpp.objective import Defend, Objective, cross_entropy, defend
+from defendpp.objective import Defend, Objective, adversarial_cross_entropy, cross_entropy, defend
 from defendpp.recipe import Recipe
-from defendpp.training import Fitted, LearningRate, Phase, alternating, fit, joint, one_cycle, step_decay
+from defendpp.training import (
+    Fitted,
+    LearningRate,
+    Phase,
+    alternating,
+    fit,
+    is_main_process,
+    joint,
+    one_cycle,
+    step_decay,
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +79,8 @@ def build_objective(recipe: Recipe, classifier: nn.Module, image_shape: tuple[in
     """The recipe's objective for `classifier`, with a decoder of fresh weights where it needs one."""
     if recipe.defence == "none":
         return partial(cross_entropy, noise=recipe.noise, clip=recipe.clip_noise)
+    if recipe.defence == "adversarial":
+        return _adversarial(recipe, image_shape)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 1)  # not the classifier's own random numbers again
         return defend(
@@ -91,10 +104,15 @@ def train(
     folder: Path,
     *,
     name: str | None = None,
+    execution: Execution | Literal["auto"] = "auto",
     accelerator: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
     progress: bool = True,
 ) -> Run:
     """Train `recipe` on `data` into the run folder `folder`, or go on where an interrupted call left off.
+
+    execution, accelerator, devices, nodes: as for `fit`. Each of several processes returns the run; one writes it.
 
     Raises `FileExistsError` where the folder already holds a finished run, another recipe's, or something else; nothing
     in it is changed then. Raises what `Recipe.check`, the parts' builders and `fit` raise.
@@ -108,6 +126,7 @@ def train(
     images = data.train
     if recipe.training_images is not None:
         images = images.take(recipe.training_images, recipe.split_seed)
+    test_digest = digest(data.test)
     heading = {
         "name": name or str(recipe),
         "recipe": dataclasses.asdict(recipe),
@@ -115,7 +134,7 @@ def train(
         "classes": list(data.classes),
         "image_shape": list(image_shape),
         "training_images": len(images),
-        "data_digest": digest(data.test),
+        "data_digest": test_digest,
     }
     _check_folder(folder, heading)
     if recipe.start is not None and not (Path(recipe.start) / "classifier.safetensors").exists():
@@ -137,18 +156,25 @@ def train(
         clip_norm=recipe.clip_norm,
         augment=_augment(recipe),
         seed=recipe.seed,
+        execution=execution,
         accelerator=accelerator,
+        devices=devices,
+        nodes=nodes,
         progress=progress,
     )
-    if isinstance(objective, Defend):
-        networks.save(
-            objective.auto_encoder, folder / "auto_encoder.safetensors", {"recipe": recipe.hash}, overwrite=True
-        )
-    about = {"recipe": recipe.hash, "network": recipe.network}
-    networks.save(classifier, folder / "classifier.safetensors", about, overwrite=True)
-    _write_json(folder / "run.json", {**heading, "result": dataclasses.asdict(fitted)})
-    shutil.rmtree(folder / "checkpoints")  # only after the result is on disk
-    return load_run(folder)
+    hardened = objective.cpu() if isinstance(objective, Defend) else None
+    classifier.cpu()
+    if is_main_process():
+        if hardened is not None:
+            about = {"recipe": recipe.hash}
+            networks.save(hardened.auto_encoder, folder / "auto_encoder.safetensors", about, overwrite=True)
+        about = {"recipe": recipe.hash, "network": recipe.network}
+        networks.save(classifier, folder / "classifier.safetensors", about, overwrite=True)
+        _write_json(folder / "run.json", {**heading, "result": dataclasses.asdict(fitted)})
+        shutil.rmtree(folder / "checkpoints")  # only after the result is on disk
+    shown = name or str(recipe)
+    id_ = fingerprint(classifier)
+    return Run(shown, recipe, classifier, hardened, data.classes, image_shape, fitted, id_, test_digest)
 
 
 def load_run(folder: Path) -> Run:
@@ -161,7 +187,8 @@ def load_run(folder: Path) -> Run:
         recipe = Recipe(**fields)
         channels, height, width = heading["image_shape"]
         data_digest = heading["data_digest"]
-        classes, name, result = tuple(heading["classes"]), heading["name"], Fitted(**heading["result"])
+        classes, name = tuple(heading["classes"]), heading["name"]
+        result = Fitted(**{"execution": "eager", **heading["result"]})  # the only way there was at first
     except (KeyError, TypeError) as problem:
         raise ValueError(f"{folder / 'run.json'} was not written by this version of defendpp: {problem}") from problem
     shape = (channels, height, width)
@@ -204,6 +231,17 @@ def _check_folder(folder: Path, heading: dict[str, Any]) -> None:
             f"{folder} holds an unfinished run of another recipe ({name} is {there.get(name)}, not {here[name]}): "
             "choose another folder, or remove it"
         )
+
+
+def _adversarial(recipe: Recipe, image_shape: tuple[int, int, int]) -> Objective:
+    epsilon = recipe.attack_epsilon
+    if recipe.attack == "ddn":
+        longest = epsilon if epsilon is not None else 2.4 if image_shape[0] == 1 else 1.0  # Rony et al. 2019, section 5
+        attack = threats.ddn(steps=recipe.attack_steps or 20)
+        return partial(adversarial_cross_entropy, attack=attack, clean_weight=recipe.clean_weight, max_norm=longest)
+    budget = threats.usual_epsilon(image_shape) if epsilon is None else epsilon
+    attack = threats.fgsm(budget) if recipe.attack == "fgsm" else threats.pgd(budget, steps=recipe.attack_steps or 7)
+    return partial(adversarial_cross_entropy, attack=attack, clean_weight=recipe.clean_weight)
 
 
 def _phases(recipe: Recipe) -> list[Phase]:

@@ -1,7 +1,7 @@
 """Attacks with all their settings, as evaluations and records name them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ class Attack:
     """Budget in pixel units; None for a minimal-norm attack."""
     settings: Mapping[str, Any]
     """Everything else that determines it, for the records."""
-    run: Callable[..., AttackResult]
+    run: Callable[..., AttackResult] = field(repr=False)
     """(model, images, labels) to `AttackResult`; takes a `generator` too where `is_random`."""
     is_random: bool
 

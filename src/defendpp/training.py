@@ -6,6 +6,7 @@ was killed at any moment resumes at the last finished epoch and ends in the same
 
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -14,10 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
 import torch
+import torch.distributed
 from jaxtyping import Float, Int
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -27,6 +29,7 @@ from torch import Tensor, nn
 
 from defendpp.data import Images, batches, digest
 from defendpp.data.images import Augment
+from defendpp.execution import EXECUTIONS, Execution, arrange, executed, fastest
 from defendpp.objective import Objective, Terms
 
 LearningRate = Callable[[float], float]
@@ -89,6 +92,8 @@ class Fitted:
     epochs: int
     seconds: float
     """Time spent in training and validation, over all resumptions."""
+    execution: str
+    """How steps were computed, see `defendpp.execution`."""
 
 
 def fit(
@@ -106,7 +111,10 @@ def fit(
     clip_norm: float | None = None,
     augment: Augment | None = None,
     seed: int = 0,
+    execution: Execution | Literal["auto"] = "auto",
     accelerator: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
     progress: bool = True,
 ) -> Fitted:
     """Train `classifier` (and the objective's own modules) by SGD and leave both with the weights of the best epoch.
@@ -115,6 +123,11 @@ def fit(
     receives `checkpoints/last.ckpt` after each epoch, from which a second call with the same settings resumes (or,
     after the last epoch, reads the result), and logs for TensorBoard and as CSV, one version a start. Both modules end
     in eval mode; the global random state is left as found.
+
+    execution: how steps are computed; "auto" measures which way is the fastest here, says so, and keeps to it when it
+    resumes. devices, nodes: with more than one, each device on each node is a process with its share of every batch
+    (Lightning's DDP, which starts the program again for each); batch_size stays that of all together. Losses are those
+    of one process, save that each has its own random numbers (noise, augmentation, dropout) and batch statistics.
 
     Raises `ValueError` for settings that cannot work and for a checkpoint of other settings, `DivergedError` where the
     loss is not finite, and `KeyboardInterrupt` when interrupted, after which the same call resumes.
@@ -125,8 +138,20 @@ def fit(
         raise ValueError(f"training needs at least 1 epoch, not {epochs}")
     if batch_size < 2:
         raise ValueError(f"the batch size must be at least 2, because of batch normalisation, not {batch_size}")
-    if len(train) < 2 or len(validation) < 1:
+    processes = devices * nodes
+    if devices < 1 or nodes < 1 or batch_size % processes or min(len(train), batch_size) < 2 * processes:
+        raise ValueError(
+            f"a batch of {min(len(train), batch_size)} cannot be shared out equally, at least 2 images each, among "
+            f"{devices} devices on each of {nodes} nodes"
+        )
+    if len(train) < 2 or len(validation) < processes:
         raise ValueError(f"training needs images to train on and to choose by, not {len(train)} and {len(validation)}")
+    if execution not in ("auto", *EXECUTIONS):
+        raise ValueError(f"execution must be auto or one of {', '.join(EXECUTIONS)}, not {execution!r}")
+    checkpoints = folder / "checkpoints"
+    last = checkpoints / "last.ckpt"
+    if execution == "auto" and last.exists():
+        execution = torch.load(last, map_location="cpu", weights_only=True)["settings"]["execution"]
     loop = _Loop(
         classifier,
         objective,
@@ -139,6 +164,7 @@ def fit(
         weight_decay=weight_decay,
         augment=augment,
         seed=seed,
+        execution=execution,
     )
     loop.settings = {
         "phases": [[phase.epochs, phase.terms] for phase in phases],
@@ -153,13 +179,12 @@ def fit(
         "classifier": repr(classifier),
         "images": [digest(train), digest(validation)],
     }
-    checkpoints = folder / "checkpoints"
-    last = checkpoints / "last.ckpt"
     callbacks: list[Callback] = [
         ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     ]
-    if progress:
+    if progress and is_main_process():
         callbacks.append(_Bar(epochs))
+    partial_phases = any(phase.terms for phase in phases)  # in which some weights get no gradient
     version = len([*folder.glob("logs/version_*")])
     interrupt_handler = signal.getsignal(signal.SIGINT)
     every_device = range(torch.cuda.device_count())
@@ -167,7 +192,10 @@ def fit(
         warnings.simplefilter("ignore")  # Lightning's advice on loaders and folders, which do not apply here
         trainer = _trainer(
             accelerator=accelerator,
-            devices=1,
+            devices=devices,
+            num_nodes=nodes,
+            strategy="auto" if processes == 1 else "ddp_find_unused_parameters_true" if partial_phases else "ddp",
+            use_distributed_sampler=False,
             max_epochs=epochs,
             reload_dataloaders_every_n_epochs=1,  # each epoch's loader knows its epoch, and so its order
             num_sanity_val_steps=0,
@@ -186,6 +214,12 @@ def fit(
             if interrupt_handler is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, interrupt_handler)
     return loop.finish()
+
+
+def is_main_process() -> bool:
+    """Whether this process writes and prints, and is not one of those started beside it for other devices."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
 def _trainer(**settings: Any) -> lightning.Trainer:
@@ -220,6 +254,7 @@ class _Loop(lightning.LightningModule):
         weight_decay: float,
         augment: Augment | None,
         seed: int,
+        execution: Execution | Literal["auto"],
     ):
         super().__init__()
         self.classifier = classifier
@@ -234,11 +269,26 @@ class _Loop(lightning.LightningModule):
         self.weight_decay = weight_decay
         self.augment = augment
         self.seed = seed
+        self.execution = execution
+        self.measured: dict[Execution, float] = {}
         self.settings: dict[str, Any] = {}
         self.best: dict[str, Any] = {}
         self.correct = 0
         self.loss = 0.0
         self.seconds = 0.0
+
+    def setup(self, stage: str) -> None:
+        """Settle how steps are computed, before weights are handed to the optimizer and to other processes."""
+        self.to(self.trainer.strategy.root_device)
+        if self.execution == "auto":
+            images, labels = self.train_images.batch(range(self.batch_size // self.trainer.world_size))
+            batch = images.to(self.device), labels.to(self.device)
+            steps = self.steps * len(self.terms)
+            found = fastest(self.train(), self.objective, self.classifier, batch, steps=steps)
+            self.execution, self.measured = self.trainer.strategy.broadcast(found)
+        self.settings["execution"] = self.execution
+        arrange(self, self.execution)
+        self.computed = executed(self.objective, self.execution)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), lr=1.0, momentum=self.momentum, weight_decay=self.weight_decay)
@@ -246,24 +296,29 @@ class _Loop(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def train_dataloader(self) -> "_Epoch":
-        return _Epoch(
-            self.train_images, self.batch_size, self.steps, (self.seed, self.current_epoch), augment=self.augment
-        )
+        key = (self.seed, self.current_epoch)
+        return _Epoch(self.train_images, self.batch_size, self.steps, key, augment=self.augment, share=self._share())
 
     def val_dataloader(self) -> "_Epoch":
-        steps = math.ceil(len(self.validation_images) / self.batch_size)
-        return _Epoch(self.validation_images, self.batch_size, steps, None)
+        rank, processes = self._share()
+        mine = self.validation_images.select(torch.arange(rank, len(self.validation_images), processes))
+        batch_size = self.batch_size // processes
+        return _Epoch(mine, batch_size, math.ceil(len(mine) / batch_size), None)
+
+    def _share(self) -> tuple[int, int]:
+        """Which of how many processes this is."""
+        return self.trainer.global_rank, self.trainer.world_size
 
     def on_train_epoch_start(self) -> None:
         self.train()
         self.started = time.monotonic()
-        torch.manual_seed(_derive(self.seed, self.current_epoch))
+        torch.manual_seed(_derive(self.seed, self.current_epoch) + self.trainer.global_rank)
         if self.current_epoch > 0 and self.terms[self.current_epoch] != self.terms[self.current_epoch - 1]:
             self.trainer.optimizers[0].state.clear()  # a phase starts with fresh momentum
 
     def training_step(self, batch: Any, _index: int) -> Tensor:
         images, labels = batch
-        every = self.objective(self.classifier, images, labels)
+        every = self.computed(self.classifier, images, labels)
         chosen = {name: term for name, term in every.items() if name.startswith(self.terms[self.current_epoch])}
         if not chosen:
             raise ValueError(
@@ -272,7 +327,7 @@ class _Loop(lightning.LightningModule):
         loss = torch.stack([*chosen.values()]).sum()
         if not torch.isfinite(loss):
             self._diverged(every)
-        self.log_dict({"loss": loss, **chosen})
+        self.log_dict({"loss": loss, **chosen}, sync_dist=self.trainer.world_size > 1)
         return loss
 
     def _diverged(self, terms: Terms) -> None:
@@ -285,6 +340,13 @@ class _Loop(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         self.correct, self.loss = 0, 0.0
+        self._agree()
+
+    def _agree(self) -> None:
+        """Give all processes the batch statistics of the first; their weights are equal already."""
+        if self.trainer.world_size > 1:
+            for buffer in self.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def validation_step(self, batch: Any, _index: int) -> None:
         images, labels = batch
@@ -293,8 +355,12 @@ class _Loop(lightning.LightningModule):
         self.loss += float(nn.functional.cross_entropy(logits, labels, reduction="sum"))
 
     def on_validation_epoch_end(self) -> None:
+        sums = torch.tensor([self.correct, self.loss], dtype=torch.float64, device=self.device)
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        self.correct, self.loss = int(sums[0]), float(sums[1])
         n = len(self.validation_images)
-        self.log_dict({"validation_accuracy": self.correct / n, "validation_loss": self.loss / n})
+        self.log_dict({"validation_accuracy": self.correct / n, "validation_loss": self.loss / n}, rank_zero_only=True)
 
     def on_train_epoch_end(self) -> None:
         score = [self.correct, -self.loss if math.isfinite(self.loss) else -math.inf]
@@ -319,22 +385,31 @@ class _Loop(lightning.LightningModule):
 
     def finish(self) -> Fitted:
         self.load_state_dict(self.best["weights"])
+        arrange(self, "eager")
         self.eval()
         n = len(self.validation_images)
-        return Fitted(self.best["score"][0] / n, n, self.best["epoch"], len(self.terms), self.seconds)
+        accuracy = self.best["score"][0] / n
+        return Fitted(accuracy, n, self.best["epoch"], len(self.terms), self.seconds, self.execution)
 
 
 class _Epoch:
     """One pass over a split, in an order of its own where `key` is given; what Lightning takes for a data loader."""
 
     def __init__(
-        self, images: Images, batch_size: int, steps: int, key: tuple[int, int] | None, augment: Augment | None = None
+        self,
+        images: Images,
+        batch_size: int,
+        steps: int,
+        key: tuple[int, int] | None,
+        augment: Augment | None = None,
+        share: tuple[int, int] = (0, 1),
     ):
         self.images = images
         self.batch_size = batch_size
         self.steps = steps
         self.key = key
         self.augment = augment
+        self.share = share
 
     def __len__(self) -> int:
         return self.steps
@@ -342,7 +417,12 @@ class _Epoch:
     def __iter__(self) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(_derive(*self.key)) if self.key is not None else None
         yield from batches(
-            self.images, self.batch_size, generator=generator, augment=self.augment, drop_last=self.key is not None
+            self.images,
+            self.batch_size,
+            generator=generator,
+            augment=self.augment,
+            drop_last=self.key is not None,
+            share=self.share,
         )
 
 
@@ -367,10 +447,13 @@ class _Bar(Callback):
             TextColumn("{task.fields[note]}"),
         )
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         total = self.epochs * int(trainer.num_training_batches)
         self.task = self.bar.add_task("training", total=total, completed=trainer.global_step, note="")
         self.bar.start()
+        if pl_module.measured:
+            tried = ", ".join(f"{name} {1000 * each:.0f} ms" for name, each in pl_module.measured.items())
+            self.bar.console.print(f"computing steps {pl_module.execution} (forward and backward: {tried})")
 
     def on_train_batch_end(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int

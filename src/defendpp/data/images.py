@@ -109,6 +109,7 @@ def batches(
     generator: Generator | None = None,
     augment: Augment | None = None,
     drop_last: bool = False,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """One pass over a split.
 
@@ -118,6 +119,8 @@ def batches(
         generator: the images come in an order drawn from it (on the CPU); without it, in the split's own order.
         augment: called as augment(images, generator) on every whole batch.
         drop_last: leave out a last batch that is smaller.
+        share: (i, n) gives of every batch only each n-th image from the i-th, for one of n processes; all draw the same
+            order, and each its own augmentation.
 
     Raises:
         ValueError: batch_size is not positive, or augment is given without a generator.
@@ -128,6 +131,10 @@ def batches(
         raise ValueError("augment needs a generator to draw from, but generator is None.")
     order = torch.arange(len(split)) if generator is None else shuffled(split, generator)
     parts = [part for part in order.split(batch_size) if len(part) >= (batch_size if drop_last else 1)]
+    which, processes = share
+    parts = [part[which::processes] for part in parts]
+    if generator is not None and which > 0:
+        generator.manual_seed(generator.initial_seed() + which)
     in_memory = isinstance(split.pixels, InMemory)
     read = map(split.batch, parts) if in_memory else read_ahead(split.batch, parts)
     if augment is None or generator is None:
