@@ -68,6 +68,21 @@ def test_the_main_job_train_evaluate_report(
     )
 
 
+def test_two_processes_record_what_one_records(runs: dict[str, Path], tmp_path: Path) -> None:
+    """550 images are two pieces, one for each process."""
+    command = ["evaluate", str(runs["plain"]), "--images", "550", "--attacks", "pgd", "--steps", "2", "--device", "cpu"]
+    for devices in ("1", "2"):
+        arguments = [*command, "--output", str(tmp_path / devices), "--devices", devices]
+        script = tmp_path / "evaluate.py"  # a file, because every process starts the program anew
+        script.write_text("from defendpp.cli import main; main()")
+        done = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("The whole report") == 1
+    one, two = (sorted(tmp_path.glob(f"{devices}/records/*.parquet")) for devices in ("1", "2"))
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in two]
+    assert len(one) == 2
+
+
 def test_attack_makes_a_set_that_can_be_finished_later(
     runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,6 +14,7 @@ from defendpp.evaluation import (
     adversarial_set,
     attacked_records,
     evaluate,
+    make_sets,
     network,
     pictures,
     piece_size,
@@ -241,3 +242,24 @@ def test_pictures_show_the_attack_and_what_the_decoder_rebuilds(data: Data) -> N
     expected = objective.eval().classify_and_rebuild(classifier, images)[1][0].detach().clamp(0, 1)
     np.testing.assert_allclose(shown["clean_reconstruction"], expected.numpy(), atol=1e-6)
     assert "clean_reconstruction" not in pictures(Network("x", classifier, "id"), None, EVERY[1], data.test, n=3)
+
+
+def test_shares_made_by_three_are_the_sets_that_one_makes(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each makes something, nobody makes a piece twice, and then nothing is left to attack."""
+    monkeypatch.setattr("defendpp.evaluation.piece_size", lambda _split: 3)
+    networks = [network("target", small_network()), network("other", small_network(1))]
+    chosen = [threats.pgd(0.1, steps=2), threats.fgsm(0.1)]
+    alone = evaluate(networks, chosen, data.test, tmp_path / "alone", data="noise", source=networks[0])
+    made = []
+    for i in range(3):
+        make_sets(networks, chosen, data.test, tmp_path / "shared", (i, 3), data="noise", source=networks[0])
+        made.append(len([*tmp_path.glob("shared/sets/*/*.safetensors")]))
+    assert 0 < made[0] < made[1] < made[2] == len([*tmp_path.glob("alone/sets/*/*.safetensors")])
+    monkeypatch.setattr("defendpp.evaluation._ready", lambda each, *_: each)  # not made fast, so it cannot be attacked
+    together = evaluate(networks, chosen, data.test, tmp_path / "shared", data="noise", source=networks[0])
+    assert together.equals(alone)
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shared/sets/*/*.safetensors")}
+    make_sets(networks, chosen, data.test, tmp_path / "shared", (0, 1), data="noise", source=networks[0])
+    assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("shared/sets/*/*.safetensors")}

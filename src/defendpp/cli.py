@@ -156,6 +156,8 @@ def evaluate(
     data_root: Path | None = None,
     seed: int = 0,
     device: str = "auto",
+    devices: int = 1,
+    nodes: int = 1,
 ) -> None:
     """Attack networks white-box and, with a source, by transfer; record every image. Finished jobs are not repeated.
 
@@ -175,6 +177,8 @@ def evaluate(
         data_root: Folder that holds the data sets.
         seed: Of what is random in the attacks.
         device: auto, cpu, cuda, ...
+        devices: Devices on each node; the images are shared out among all, and the records do not depend on it.
+        nodes: Machines with one file system; start the same command on each, as Lightning's cluster environments say.
     """
     from defendpp import evaluation
     from defendpp.runs import load_run
@@ -194,9 +198,22 @@ def evaluate(
     chosen = _attacks(attacks, epsilons, steps, restarts, trained[0].image_shape)
     split = _test_images([*trained, *([origin] if origin else [])], data, data_root, images)
     main = [each for each in chosen if each.epsilon is not None and each.epsilon == (epsilons or (each.epsilon,))[0]]
+    about = data or trained[0].recipe.data
+    if devices * nodes > 1:
+        with _processes(device, devices, nodes) as (place, share), _bar() as progress:
+            networks, made_on = (
+                [evaluation.network(run.name, run.classifier) for run in each]
+                for each in (trained, [origin] if origin else [])
+            )
+            evaluation.make_sets(
+                networks, chosen, split, output, share, data=about, source=made_on[0] if made_on else None, sets=sets,
+                scale=trained[0].recipe.scale, seed=seed, device=place, progress=progress if share[0] == 0 else None,
+            )  # fmt: skip
+        if share[0] > 0:
+            return
     with _bar() as progress:
         evaluation.evaluate_runs(
-            trained, chosen, split, output, data=data or trained[0].recipe.data, source=origin, sets=sets,
+            trained, chosen, split, output, data=about, source=origin, sets=sets,
             shown=(main or chosen)[-1], seed=seed, device=_device(device), progress=progress,
         )  # fmt: skip
     _show(output, output / "report.html", command=" ".join(["defendpp", *sys.argv[1:]]))
@@ -306,6 +323,17 @@ def _device(name: str) -> str | None:
     except (RuntimeError, AssertionError) as problem:  # AssertionError: a torch that was built without it
         raise ValueError(f"device {name!r} cannot be used here: {str(problem).splitlines()[0]}") from problem
     return name
+
+
+@contextmanager
+def _processes(device: str, devices: int, nodes: int) -> Iterator[tuple[str, tuple[int, int]]]:
+    """This process's device, and which of how many processes it is; on leaving, all have done their part."""
+    from lightning import Fabric
+
+    fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, strategy="ddp")
+    fabric.launch()
+    yield str(fabric.device), (fabric.global_rank, fabric.world_size)
+    fabric.barrier()
 
 
 def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bool = True) -> None:

@@ -76,6 +76,7 @@ def adversarial_set(
     data: str,
     seed: int = 0,
     device: str | None = None,
+    share: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> Iterator[Piece]:
     """The images that `attack` makes of `split` on `source`, in order, piece by piece.
@@ -83,7 +84,7 @@ def adversarial_set(
     They lie in a folder of their own in `sets`, `set_folder`. Pieces already there are read; the others are made and
     stored. Each has random numbers of its own, from (seed, piece), so that it does not matter when or in how many
     sittings they are made. The folder's `set.json` says what they are; `ValueError` for a damaged piece. device: where
-    to compute; by default where the source's model is.
+    to compute; by default where the source's model is. share: (i, n) is only every n-th piece from the i-th.
     """
     folder = set_folder(source, attack, split, sets, data=data, seed=seed)
     piece = piece_size(split)
@@ -100,17 +101,16 @@ def adversarial_set(
         "images": len(split),
     }
     _claim(folder, about)
-    model: nn.Module | None = None
-    for start in range(0, len(split), piece):
+    for start in range(share[0] * piece, len(split), share[1] * piece):
         positions = torch.arange(start, min(start + piece, len(split)))
         path = folder / f"{start:08d}.safetensors"
         if not path.exists():
+            source = _ready(source, split, device)
             images, labels = split.batch(positions)
-            model = model or _ready(source, split, device).attacked or source.model
             generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
             random = {"generator": generator} if attack.is_random else {}
             place = _device(source.model, device)
-            result = attack.run(model, images.to(place), labels.to(place), **random)
+            result = attack.run(source.attacked, images.to(place), labels.to(place), **random)
             tensors = {"images": result.images, "success": result.success, "queries": result.queries}
             stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
             write_whole(path, partial(safetensors.torch.save_file, stored))
@@ -315,24 +315,94 @@ def measure(
         if not files[-1].exists():
             made = clean_records(each, split, data=data, split_name=split_name, scale=scale, device=device)
             records.write(made, files[-1])
-    jobs = [(each, attack, [each]) for attack in chosen for each in networks]
+    jobs = _jobs(networks, chosen, transferred, source, split, folder, sets, data, seed, scale)
+    for number, job in enumerate(jobs, 1):
+        if job.missing:
+            made_on = ready[job.source.id] = _ready(ready.get(job.source.id, job.source), split, device)
+            frames = attacked_records(
+                job.missing, made_on, job.attack, split, sets or folder / "sets", data=data, split_name=split_name,
+                scale=scale, seed=seed, device=device,
+                progress=progress and _numbered(progress, f"{number}/{len(jobs)} "),
+            )  # fmt: skip
+            for each in job.missing:
+                records.write(frames[each.id], job.files[each.id])
+        files += job.files.values()
+    return files
+
+
+def make_sets(
+    networks: Sequence[Network],
+    chosen: Sequence[Attack],
+    split: Images,
+    folder: Path | str,
+    share: tuple[int, int],
+    *,
+    data: str,
+    source: Network | None = None,
+    transferred: Sequence[Attack] | None = None,
+    sets: Path | None = None,
+    scale: str = "cpu",
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Make the i-th of n shares, counted from 0, of the adversarial sets that `evaluate` with these arguments needs.
+
+    For one of n processes. When all have done their share, `evaluate` finds everything made, and its records are those
+    of a process that made everything: it does not matter who makes a piece.
+    """
+    folder = Path(folder)
+    transferred = chosen if transferred is None else transferred
+    ready: dict[str, Network] = {}
+    jobs = _jobs(networks, chosen, transferred, source, split, folder, sets, data, seed, scale)
+    for number, job in enumerate(jobs, 1):
+        if job.missing:
+            made_on = ready[job.source.id] = _ready(ready.get(job.source.id, job.source), split, device)
+            turn = ((share[0] + number) % share[1], share[1])  # or short sets would all fall to the first process
+            for _ in adversarial_set(
+                made_on, job.attack, split, sets or folder / "sets", data=data, seed=seed, device=device, share=turn,
+                progress=progress and _numbered(progress, f"{number}/{len(jobs)} "),
+            ):  # fmt: skip
+                pass
+
+
+@dataclass(frozen=True)
+class _Job:
+    """An adversarial set that is needed, and whom it is to be shown to."""
+
+    source: Network
+    attack: Attack
+    targets: Sequence[Network]
+    files: dict[str, Path]
+    """For the records of each target, by id."""
+
+    @property
+    def missing(self) -> list[Network]:
+        return [each for each in self.targets if not self.files[each.id].exists()]
+
+
+def _jobs(
+    networks: Sequence[Network],
+    chosen: Sequence[Attack],
+    transferred: Sequence[Attack],
+    source: Network | None,
+    split: Images,
+    folder: Path,
+    sets: Path | None,
+    data: str,
+    seed: int,
+    scale: str,
+) -> list[_Job]:
+    wanted = [(each, attack, [each]) for attack in chosen for each in networks]
     if source is not None:
         others = [each for each in networks if each.id != source.id]
-        jobs += [(source, attack, others) for attack in transferred]
-    for number, (made_on, attack, targets) in enumerate(jobs, 1):
+        wanted += [(source, attack, others) for attack in transferred]
+    jobs = []
+    for made_on, attack, targets in wanted:
         place = set_folder(made_on, attack, split, sets or folder / "sets", data=data, seed=seed)
-        paths = {each.id: _record_file(folder, each, place.name, scale, made_on.name) for each in targets}
-        missing = [each for each in targets if not paths[each.id].exists()]
-        if missing:
-            ready[made_on.id] = _ready(ready.get(made_on.id, made_on), split, device)
-            frames = attacked_records(
-                missing, ready[made_on.id], attack, split, place.parent, data=data, split_name=split_name, scale=scale,
-                seed=seed, device=device, progress=progress and _numbered(progress, f"{number}/{len(jobs)} "),
-            )  # fmt: skip
-            for each in missing:
-                records.write(frames[each.id], paths[each.id])
-        files += paths.values()
-    return files
+        files = {each.id: _record_file(folder, each, place.name, scale, made_on.name) for each in targets}
+        jobs.append(_Job(made_on, attack, targets, files))
+    return jobs
 
 
 def _record_file(folder: Path, target: Network, *about: str) -> Path:
