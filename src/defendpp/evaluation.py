@@ -313,8 +313,9 @@ def measure(
     for each in networks:
         files.append(_record_file(folder, each, about, scale))
         if not files[-1].exists():
-            made = clean_records(each, split, data=data, split_name=split_name, scale=scale, device=device)
-            records.write(made, files[-1])
+            records.write(
+                clean_records(each, split, data=data, split_name=split_name, scale=scale, device=device), files[-1]
+            )
     jobs = _jobs(networks, chosen, transferred, source, split, folder, sets, data, seed, scale)
     for number, job in enumerate(jobs, 1):
         if job.missing:
@@ -325,7 +326,7 @@ def measure(
                 progress=progress and _numbered(progress, f"{number}/{len(jobs)} "),
             )  # fmt: skip
             for each in job.missing:
-                records.write(frames[each.id], job.files[each.id])
+                records.write(frames.pop(each.id), job.files[each.id])
         files += job.files.values()
     return files
 

@@ -104,13 +104,15 @@ def write(frame: pd.DataFrame, path: str | Path) -> None:
     Writing the same records again changes nothing; other records raise FileExistsError, and the file stays as it is.
     """
     path = Path(path)
-    frame = validate(frame).reset_index(drop=True)
+    frame = validate(frame)
     if path.exists():
-        if not read(path).equals(frame):
+        if not read(path).equals(frame.reset_index(drop=True)):
             raise FileExistsError(f"{path} holds other records; remove it, or choose another name")
         return
     table = pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
     write_whole(path, lambda partial: pq.write_table(table, partial, compression="zstd", use_dictionary=True))
+    del table
+    pa.default_memory_pool().release_unused()  # or memory grows with every job
 
 
 def read(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
@@ -134,7 +136,8 @@ def read(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
             raise ValueError(f"{file} is not a whole parquet file: {error}") from error
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
-    return validate(pd.concat(frames, ignore_index=True))
+    pa.default_memory_pool().release_unused()
+    return validate(pd.concat(frames, ignore_index=True)) if len(frames) > 1 else frames[0]
 
 
 @dataclass(frozen=True)
