@@ -3,26 +3,22 @@
     python benchmarks/scale.py                        # on an idle machine, with `pip install -e .`
 
 Every size runs in a process of its own, which holds the same 60,000 random images of 28x28 (47 MB) and evaluates some
-of them: a network clean and under FGSM, adversarial set and records written. Peak memory is the process's largest resident
-set, with Python, torch and the images.
+of them: a network clean and under FGSM, adversarial set and records written. Peak memory is the largest resident set of
+the process, with Python, torch and the images.
 """
 
 import argparse
 import json
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from defendpp.files import write_whole
+from common import RESULTS, machine, write
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "scale.json"
 SIZES = (1_000, 10_000, 60_000)
 
 
@@ -47,10 +43,6 @@ def evaluate(n: int, folder: Path) -> dict[str, float]:
     return {"seconds": seconds, "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def write_json(content: Any, path: Path) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -68,7 +60,7 @@ def main() -> None:
             made[n].append(json.loads(done.stdout))
             print(f"round {number + 1}/{arguments.rounds}  {n} images", made[n][-1], flush=True)
     content = {
-        "machine": f"{platform.machine()}, {platform.system()}",
+        **machine(),
         "rounds": arguments.rounds,
         "sizes": [
             {
@@ -84,8 +76,7 @@ def main() -> None:
             for n, measured in made.items()
         ],
     }
-    write_whole(RESULTS, partial(write_json, content))
-    print(f"written to {RESULTS}")
+    write(content, RESULTS / "scale.json")
 
 
 if __name__ == "__main__":

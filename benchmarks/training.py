@@ -7,26 +7,22 @@ in an order of its own; figures are the median and the range over the rounds of 
 """
 
 import argparse
-import json
-import platform
 import random
 import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from common import RESULTS, machine, write
 from torch import Tensor, nn
 
 from defendpp import networks, threats
 from defendpp.execution import Execution, arrange, executed
-from defendpp.files import write_whole
 from defendpp.frequency import low_pass
 from defendpp.objective import Objective, Terms, adversarial_cross_entropy, cross_entropy, defend
 
-RESULTS = Path(__file__).resolve().parent.parent / "results" / "benchmarks" / "training.json"
 EPSILON = 0.2
 
 Step = Callable[[], float]
@@ -142,24 +138,18 @@ def measure(width: int, shape: tuple[int, int, int], batch_size: int, rounds: in
     }
 
 
-def write_json(content: Any, path: Path) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     made: dict[str, Any] = {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "versions": f"torch {torch.__version__}, Python {platform.python_version()}",
+        **machine(),
         "rounds": arguments.rounds,
         "networks": [],
     }
     for width, shape, batch_size in ((16, (1, 28, 28), 64), (64, (1, 28, 28), 128), (64, (3, 32, 32), 64)):
         made["networks"].append(measure(width, shape, batch_size, arguments.rounds))
-        write_whole(RESULTS, partial(write_json, made))
-    print(f"written to {RESULTS}")
+        write(made, RESULTS / "training.json")
 
 
 if __name__ == "__main__":

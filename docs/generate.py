@@ -1,4 +1,4 @@
-"""Write into README and docs the numbers and pictures that come from `results/`; nothing there is typed by hand.
+"""Write into the README the numbers and pictures that come from `results/`; nothing there is typed by hand.
 
     python docs/generate.py          # after new records were put into results/
 
@@ -31,42 +31,6 @@ def readme(text: str) -> str:
     findings = "\n".join(f"- {sentence}" for sentence in said)
     tables = report.markdown(made, about["budgets"]).strip()
     return f"{before}<!-- quickstart -->\n{facts}\n\n{findings}\n\n{tables}\n<!-- /quickstart -->{after}"
-
-
-def performance() -> str:
-    """docs/performance.md: how long attacks take, from the records of benchmarks/attacks.py."""
-    made = json.loads((ROOT / "results" / "benchmarks" / "attacks.json").read_text())
-    parts = [
-        "# Performance",
-        "<!-- Written by docs/generate.py from results/benchmarks; do not edit. -->",
-        "The *gradient unit* is one plain PyTorch forward and input-gradient pass over the same batch. A figure is "
-        "the time of an attack as a multiple of its steps x unit, median of the rounds and range in brackets, all in "
-        "one run: `python benchmarks/attacks.py`. *Prepared* is `defendpp.attacks.prepare`, which evaluations use: a "
-        "frozen copy, batch normalisation folded, channels last; the original network checks every success. *Flipped* "
-        "is the share of images that the network itself gets wrong in the end, *L2* their median distance.",
-        "The unit is timed directly before and after each attack, so that other work on the machine, as there was some "
-        "in this run, changes the ratios little; the range shows how much.",
-        f"{made['versions']}, {made['machine']}; ResNet-18 of width 16, {made['images']} digits.",
-    ]
-    for network, rows in made["networks"].items():
-        lines = [
-            f"## {network}",
-            "",
-            "| attack | by | steps x unit | flipped | median L2 |",
-            "|---|---|---:|---:|---:|",
-        ]
-        for row in sorted(rows, key=lambda row: (row["attack"], row["library"])):
-            low, high = min(row["ratios"]), max(row["ratios"])
-            cells = [
-                row["attack"].replace("&", "\\&"),
-                row["library"],
-                f"{row['median']:.2f} ({low:.2f}–{high:.2f}, {len(row['ratios'])} rounds)",
-                f"{100 * row['flipped']:.1f} %",
-                f"{row['median L2']:.2f}",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
 
 
 def picture(path: Path) -> None:
@@ -121,4 +85,3 @@ if __name__ == "__main__":
     page = ROOT / "README.md"
     page.write_text(readme(page.read_text()))
     picture(ROOT / "docs" / "quickstart.png")
-    (ROOT / "docs" / "performance.md").write_text(performance())
