@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from defendpp.runs import Run
     from defendpp.threats import Attack
 
-AttackName = Literal["fgsm", "bim", "pgd", "carlini-wagner", "ddn"]
-ALL: tuple[AttackName, ...] = ("fgsm", "bim", "pgd", "carlini-wagner", "ddn")
+AttackName = Literal["fgsm", "bim", "pgd", "carlini-wagner", "ddn", "cascade", "minimal-pgd"]
+PAPERS: tuple[AttackName, ...] = ("fgsm", "bim", "pgd", "carlini-wagner", "ddn")
 
 
 def quickstart(output: Path = Path("quickstart"), images: int = 200) -> None:
@@ -108,10 +108,11 @@ def attack(
     Args:
         run: Folder of a trained network.
         output: Folder for sets, each in a folder of its own; `defendpp evaluate --sets` takes it.
-        attack: Which attack.
-        epsilon: L∞ budget of fgsm, bim and pgd in pixel units of [0, 1] (default: the paper's for such images).
-        steps: Steps of bim, pgd and ddn, or iterations of each search step of carlini-wagner.
-        restarts: Random starts of pgd.
+        attack: Which attack: one of the paper's; cascade, from cheap to expensive until an image falls, for a robust
+            accuracy to rely on; or minimal-pgd, the smallest L∞ distance.
+        epsilon: L∞ budget of an attack that has one, in pixel units of [0, 1] (default: the paper's for such images).
+        steps: Steps of the attack, or of each of its stages or searches.
+        restarts: Random starts of pgd and cascade.
         images: Attack only so many of the test images.
         data: Other data than the network was trained on.
         data_root: Folder that holds the data sets.
@@ -120,7 +121,7 @@ def attack(
     """
     from defendpp import evaluation, records, runs
 
-    if epsilon is not None and attack in ("carlini-wagner", "ddn"):
+    if epsilon is not None and attack in ("carlini-wagner", "ddn", "minimal-pgd"):
         raise ValueError(f"{attack} looks for the smallest distance and has no epsilon, but {epsilon} was given")
     trained = runs.load_run(run)
     (chosen,) = _attacks((attack,), () if epsilon is None else (epsilon,), steps, restarts, trained.image_shape)
@@ -145,7 +146,7 @@ def attack(
 def evaluate(
     runs: Positional[list[Path]],
     output: Path,
-    attacks: tuple[AttackName, ...] = ALL,
+    attacks: tuple[AttackName, ...] = PAPERS,
     epsilons: tuple[float, ...] = (),
     steps: int | None = None,
     restarts: int = 1,
@@ -166,10 +167,11 @@ def evaluate(
     Args:
         runs: Folders of trained networks.
         output: Folder for records, adversarial sets and pictures.
-        attacks: Which attacks.
-        epsilons: L∞ budgets of fgsm, bim and pgd in pixel units of [0, 1] (default: the paper's for such images).
-        steps: Steps of bim, pgd and ddn, or iterations of each search step of carlini-wagner.
-        restarts: Random starts of pgd.
+        attacks: Which attacks, by default the paper's. Beside them cascade, from cheap to expensive until an image
+            falls, for a robust accuracy to rely on; and minimal-pgd, the smallest L∞ distance: a curve in one run.
+        epsilons: L∞ budgets of those that have one, in pixel units of [0, 1] (default: the paper's for such images).
+        steps: Steps of each attack, or of each of its stages or searches.
+        restarts: Random starts of pgd and cascade.
         source: Folder of the network that transferred images are made on.
         sets: Folder of adversarial sets to use and to add to (default: sets in the output).
         images: Attack only so many of the test images.
@@ -264,13 +266,14 @@ def _attacks(
     from defendpp import threats
 
     if not names:
-        raise ValueError(f"no attack was chosen, expected some of {', '.join(ALL)}")
+        raise ValueError(f"no attack was chosen, expected some of {', '.join(get_args(AttackName))}")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
     make: dict[AttackName, Callable[[float], Attack]] = {
         "fgsm": threats.fgsm,
         "bim": lambda epsilon: threats.bim(epsilon, steps=steps or 100),
         "pgd": lambda epsilon: threats.pgd(epsilon, steps=steps or 40, restarts=restarts),
+        "cascade": lambda epsilon: threats.cascade(epsilon, steps=steps or 100, restarts=restarts),
     }
     chosen: list[Attack] = []
     for name in names:
@@ -278,6 +281,8 @@ def _attacks(
             chosen.append(threats.carlini_wagner(iterations=steps or 20))
         elif name == "ddn":
             chosen.append(threats.ddn(steps=steps or 100))
+        elif name == "minimal-pgd":
+            chosen.append(threats.minimal_pgd(steps=steps or 60))
         else:
             chosen += [make[name](epsilon) for epsilon in epsilons or (threats.usual_epsilon(image_shape),)]
     return chosen

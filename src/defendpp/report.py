@@ -29,7 +29,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-ATTACK_NAMES = {"none": "Clean", "fgsm": "FGSM", "bim": "BIM", "pgd": "PGD", "carlini_wagner": "C&W", "ddn": "DDN"}
+ATTACK_NAMES = {
+    "none": "Clean",
+    "fgsm": "FGSM",
+    "bim": "BIM",
+    "pgd": "PGD",
+    "carlini_wagner": "C&W",
+    "ddn": "DDN",
+    "minimal_pgd": "minimal PGD",
+}
 NORM_NAMES = {"linf": "L∞", "l2": "L2"}
 MISSING = "–"
 

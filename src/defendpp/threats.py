@@ -59,6 +59,34 @@ def pgd(
     return _fixed("pgd", epsilon, settings, partial(attacks.pgd, norm=norm), norm=norm, is_random=True)
 
 
+def auto_pgd(
+    epsilon: float,
+    *,
+    steps: int = 100,
+    restarts: int = 1,
+    loss: str = "cross_entropy",
+    norm: Literal["linf", "l2"] = "linf",
+    stop_early: bool = False,
+) -> Attack:
+    """Auto-PGD with an L∞ or L2 budget in pixel units; it finds its step sizes itself."""
+    settings = {"steps": steps, "restarts": restarts, "loss": loss, "stop_early": stop_early}
+    return _fixed("auto_pgd", epsilon, settings, partial(attacks.auto_pgd, norm=norm), norm=norm, is_random=True)
+
+
+def cascade(
+    epsilon: float,
+    *,
+    first_steps: int = 10,
+    steps: int = 100,
+    restarts: int = 1,
+    targets: int = 4,
+    norm: Literal["linf", "l2"] = "linf",
+) -> Attack:
+    """From cheap to expensive until an image falls, with an L∞ or L2 budget in pixel units."""
+    settings = {"first_steps": first_steps, "steps": steps, "restarts": restarts, "targets": targets}
+    return _fixed("cascade", epsilon, settings, partial(attacks.cascade, norm=norm), norm=norm, is_random=True)
+
+
 def carlini_wagner(
     *, search_steps: int = 5, iterations: int = 20, learning_rate: float = 0.15, initial_constant: float = 1.0
 ) -> Attack:
@@ -79,6 +107,14 @@ def ddn(*, steps: int = 100, levels: int | None = 256) -> Attack:
     return Attack("ddn", "l2", None, run.keywords, run, is_random=True)
 
 
+def minimal_pgd(
+    *, steps: int = 60, upper: float = 1.0, loss: Literal["cross_entropy", "margin"] = "cross_entropy"
+) -> Attack:
+    """PGD at the smallest L∞ radius of each image: the whole security curve from one run."""
+    run = partial(attacks.minimal_pgd, steps=steps, upper=upper, loss=loss)
+    return Attack("minimal_pgd", "linf", None, run.keywords, run, is_random=False)
+
+
 def _fixed(
     name: str,
     epsilon: float,
@@ -92,7 +128,7 @@ def _fixed(
         raise ValueError(f"epsilon must be at least 0 and finite, in pixel units of [0, 1], not {epsilon}")
     if norm == "linf" and epsilon > 1:
         raise ValueError(f"an L∞ epsilon is in pixel units of [0, 1] and at most 1, not {epsilon}: {epsilon:g}/255?")
-    for key in ("steps", "restarts"):
+    for key in ("first_steps", "steps", "restarts"):
         if settings.get(key, 1) < 1:
             raise ValueError(f"{name} needs at least 1 of {key}, not {settings[key]}")
     arguments = {key: value for key, value in settings.items() if key != "relative_step"}

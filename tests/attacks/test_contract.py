@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defendpp.attacks import AttackResult, bim, carlini_wagner, ddn, fgsm, pgd
+from defendpp.attacks import AttackResult, auto_pgd, bim, carlini_wagner, cascade, ddn, fgsm, minimal_pgd, pgd
 
 Attack = Callable[..., AttackResult]
 Digits = tuple[nn.Module, Tensor, Tensor]
@@ -26,11 +26,20 @@ RANDOM: dict[str, Attack] = {
     "pgd": partial(pgd, epsilon=0.1, steps=5, restarts=2),
     "pgd-l2": partial(pgd, epsilon=0.8, steps=5, norm="l2"),
     "pgd-stop_early": partial(pgd, epsilon=0.1, steps=12, restarts=2, stop_early=True),
+    "auto_pgd": partial(auto_pgd, epsilon=0.1, steps=5, restarts=2),
+    "auto_pgd-l2": partial(auto_pgd, epsilon=0.8, steps=5, norm="l2"),
+    "auto_pgd-margin": partial(auto_pgd, epsilon=0.1, steps=5, loss="margin"),
+    "auto_pgd-stop_early": partial(auto_pgd, epsilon=0.1, steps=12, restarts=2, stop_early=True),
+}
+UNTARGETED: dict[str, Attack] = {
+    "cascade": partial(cascade, epsilon=0.1, first_steps=2, steps=4, targets=2),
+    "cascade-l2": partial(cascade, epsilon=0.8, first_steps=2, steps=4, targets=2, norm="l2"),
 }
 MINIMAL: dict[str, Attack] = {
     "carlini_wagner": partial(carlini_wagner, search_steps=4, iterations=12, learning_rate=0.2),
     "ddn": partial(ddn, steps=15),
     "ddn-real_valued": partial(ddn, steps=15, levels=None),
+    "minimal_pgd": partial(minimal_pgd, steps=15),
 }
 
 
@@ -39,7 +48,7 @@ def over(*attacks: dict[str, Attack]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("attack", named.values(), ids=named.keys())
 
 
-every_attack = over(FIXED, RANDOM, MINIMAL)
+every_attack = over(FIXED, RANDOM, UNTARGETED, MINIMAL)
 
 
 class Constant(nn.Module):
@@ -79,8 +88,10 @@ def assert_same(first: AttackResult, second: AttackResult, atol: float = 0.0) ->
 @pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
 def test_success_is_the_prediction_on_the_returned_image(attack: Attack, targeted: bool, digits: Digits) -> None:
     network, images, labels = digits
+    if targeted and attack in UNTARGETED.values():
+        pytest.skip("has no targeted form")
     wanted = (labels + 1) % 10 if targeted else labels
-    result = attack(network, images, wanted, targeted=targeted)
+    result = attack(network, images, wanted, **({"targeted": True} if targeted else {}))
     assert result.images.shape == images.shape
     assert result.images.dtype == images.dtype
     assert result.images.min() >= 0
@@ -91,7 +102,7 @@ def test_success_is_the_prediction_on_the_returned_image(attack: Attack, targete
     assert result.success.sum() > (before == wanted if targeted else before != wanted).sum(), "the attack does nothing"
 
 
-@over(FIXED, RANDOM)
+@over(FIXED, RANDOM, UNTARGETED)
 def test_the_ball_of_each_image_is_respected(attack: Attack, digits: Digits) -> None:
     network, images, labels = digits
     right = predictions(network, images) == labels  # from a wrong one, stopping early need not move
@@ -215,7 +226,7 @@ def test_works_where_gradients_are_switched_off(attack: Attack, digits: Digits) 
     assert_same(attack(network, *within), expected)
 
 
-@over(RANDOM)
+@over(RANDOM, UNTARGETED)
 def test_the_generator_decides(attack: Attack, digits: Digits) -> None:
     def run(seed: int | None) -> AttackResult:
         return attack(*digits, generator=None if seed is None else torch.Generator().manual_seed(seed))

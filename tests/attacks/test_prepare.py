@@ -1,13 +1,14 @@
 """A prepared classifier is the same classifier, faster; the original decides what counts as success."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from defendpp.attacks import Prepared, bim, ddn, pgd, prepare
+from defendpp.attacks import AttackResult, Prepared, bim, carlini_wagner, ddn, minimal_pgd, pgd, prepare
 
 Digits = tuple[nn.Module, Tensor, Tensor]
 
@@ -128,3 +129,68 @@ def test_vectors_have_no_layout_to_change() -> None:
     prepared = prepare(model, torch.rand(3, 5))
     assert prepared.how == "batch normalisation folded"
     assert bim(prepared, torch.rand(3, 5), torch.arange(3), epsilon=0.1, steps=2).images.shape == (3, 5)
+
+
+class Rash(nn.Module):
+    """Right in float32; under autocast it sees the boundary wherever two logits are `within` some distance."""
+
+    def __init__(self, network: nn.Module, within: float) -> None:
+        super().__init__()
+        self.network = network
+        self.within = within
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            logits: Tensor = self.network(x)
+        if torch.is_autocast_enabled("cpu"):
+            top = logits.detach().topk(2)
+            lead = top.values[:, :1] - top.values[:, 1:]
+            logits = logits.scatter_add(1, top.indices[:, :1], torch.where(lead < self.within, -lead - 0.01, 0.0))
+        return logits
+
+
+@pytest.mark.parametrize("attack", [minimal_pgd, ddn, carlini_wagner], ids=["minimal_pgd", "ddn", "carlini_wagner"])
+def test_bfloat16_claims_of_minimal_norm_attacks_are_judged_in_float32(
+    attack: Callable[..., AttackResult], digits: Digits
+) -> None:
+    network, images, labels = digits
+    rash = Prepared(network, Rash(network, 0.5), "planted", channels_last=False, bfloat16=True)
+    near = minimal_pgd(network, images, labels).images * 0.98 + 0.02 * images
+    assert (rash(near).argmax(1) != network(near).argmax(1)).any(), "the plant must lie"
+    ours, theirs = (attack(model, images, labels) for model in (rash, network))
+    assert ours.success.float().mean() >= theirs.success.float().mean() - 0.05
+    assert (network(ours.images).argmax(1) != labels).equal(ours.success)
+    seen = 0
+
+    def count(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> None:
+        nonlocal seen
+        seen += len(inputs[0])
+
+    with network.register_forward_hook(count):
+        assert attack(rash, images, labels).queries.sum() == seen
+
+
+def test_bfloat16_claims_refused_while_stopping_early_are_attacked_again(digits: Digits) -> None:
+    network, images, labels = digits
+    rash = Prepared(network, Rash(network, 1.0), "planted", channels_last=False, bfloat16=True)
+    ours, theirs = (bim(model, images, labels, epsilon=0.2, stop_early=True) for model in (rash, network))
+    assert theirs.success.float().mean() > 0.9
+    assert ours.success.float().mean() >= theirs.success.float().mean() - 0.02
+    assert (network(ours.images).argmax(1) != labels).equal(ours.success)
+    assert ours.queries.float().mean() < 60, "what is confirmed must leave"
+
+
+@pytest.mark.parametrize("stop_early", [False, True])
+def test_bfloat16_finds_the_same(digits: Digits, stop_early: bool) -> None:
+    network, images, labels = digits
+    prepared = prepare(network, images, bfloat16=True)
+    assert prepared.how.endswith("bfloat16")
+    logits = prepared(images)
+    assert (logits - network(images)).abs().max() > 1e-4, "half precision must have been used"
+    assert (prepared.in_float32(images) - network(images)).abs().max() < 1e-4
+    ours, theirs = (pgd(m, images, labels, epsilon=0.1, stop_early=stop_early) for m in (prepared, network))
+    assert ours.success.float().mean().item() == pytest.approx(theirs.success.float().mean().item(), abs=0.02)
+    near, exact = (minimal_pgd(m, images, labels) for m in (prepared, network))
+    assert near.success.all()
+    median = [(r.images - images).abs().flatten(1).amax(1).median().item() for r in (near, exact)]
+    assert median[0] == pytest.approx(median[1], rel=0.04)

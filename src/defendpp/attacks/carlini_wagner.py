@@ -76,7 +76,7 @@ def carlini_wagner(
 
         closest = Closest(x)
         with torch.no_grad():
-            closest.offer(x, enough(classify(x)))
+            closest.offer(x, enough(classify(x, exactly=True)))
         for _ in range(search_steps):
             w, m, v = w0.clone(), torch.zeros_like(w0), torch.zeros_like(w0)
             found = torch.zeros_like(y, dtype=torch.bool)
@@ -85,7 +85,7 @@ def carlini_wagner(
                 iterate = (1 + tanh) / 2
                 with torch.set_grad_enabled(t <= iterations):  # the last iterate is judged, and moves no further
                     _, logits, g = gradient_pass(classify, iterate, y, shortfall)
-                adversarial = enough(logits)
+                adversarial = enough(classify.verdict(iterate, logits))
                 closest.offer(iterate, adversarial)
                 found |= adversarial
                 g = (2 * (iterate - x) + g) * (1 - tanh.square()) / 2  # the chain rule through tanh, by hand
@@ -94,4 +94,4 @@ def carlini_wagner(
                 w.addcdiv_(m, (v / (1 - 0.999**t)).sqrt_().add_(1e-8), value=-learning_rate / (1 - 0.9**t))
             failed, worked = torch.where(found, failed, c), torch.where(found, c, worked)
             c = torch.where(worked.isinf(), 10 * c, (failed + worked) / 2).clamp_max(1e10)  # the authors' highest c
-        return closest.result(classify, y, targeted, queries=1 + search_steps * (iterations + 1))
+        return closest.result(classify, y, targeted, queries=1 + search_steps * (iterations + 1) * classify.passes)

@@ -75,7 +75,7 @@ def ddn(
         for i in range(steps + 1):
             with torch.set_grad_enabled(i < steps):  # the last iterate is judged, and moves no further
                 _, logits, g = gradient_pass(classify, iterate, y, loss)
-            adversarial = is_adversarial(logits, y, targeted)
+            adversarial = is_adversarial(classify.verdict(iterate, logits), y, targeted)
             closest.offer(iterate, adversarial)
 
             g = unit(g)
@@ -87,4 +87,4 @@ def ddn(
             iterate = (x + δ).clamp(0, 1)
             if levels is not None:
                 iterate = (iterate * (levels - 1)).round() / (levels - 1)
-        return closest.result(classify, y, targeted, queries=steps + 1)
+        return closest.result(classify, y, targeted, queries=(steps + 1) * classify.passes)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from defendpp.attacks.prepare import Prepared
 
-Classifier = Callable[..., Tensor]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -28,6 +27,54 @@ class AttackResult:
     images: Float[Tensor, "batch *shape"]
     success: Bool[Tensor, " batch"]
     queries: Int[Tensor, " batch"]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A model as a checked function to logits; of a `Prepared` one the fast copy, its original where asked."""
+
+    model: nn.Module
+    classes_needed: int
+
+    @property
+    def original(self) -> nn.Module:
+        """The model that has the last word."""
+        return self.model.original if isinstance(self.model, Prepared) else self.model
+
+    @property
+    def bfloat16(self) -> bool:
+        """Whether the logits are of half precision, so that what they claim near a boundary is often false."""
+        return isinstance(self.model, Prepared) and self.model.in_bfloat16
+
+    @property
+    def passes(self) -> int:
+        """Forward passes that a judged step costs: one more where `verdict` needs it."""
+        return 1 + self.bfloat16
+
+    def __call__(self, batch: Tensor, exactly: bool = False) -> Tensor:
+        """The logits of a batch, `exactly` those of the original; ValueError where they are no logits, or too few."""
+        return self._checked(self.original if exactly else self.model, batch)
+
+    @torch.no_grad()
+    def verdict(self, batch: Tensor, logits: Tensor) -> Tensor:
+        """The logits to judge a batch by: those given, or where they are of half precision the copy's in float32."""
+        if not (isinstance(self.model, Prepared) and self.model.in_bfloat16):
+            return logits
+        with torch.autocast(batch.device.type, enabled=False):
+            return self._checked(self.model.in_float32, batch)
+
+    def _checked(self, model: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        if not len(batch):  # many models cannot flatten an empty batch, so it never reaches them
+            return batch.new_zeros(0, self.classes_needed)
+        logits = model(batch)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
+            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ValueError(f"the model must return logits of shape ({len(batch)}, classes), got {found}")
+        if logits.shape[1] < self.classes_needed:
+            raise ValueError(
+                f"labels must be below the model's {logits.shape[1]} classes, got label {self.classes_needed - 1}"
+            )
+        return logits.to(batch.dtype)  # under autocast logits come back in half precision
 
 
 def check_inputs(images: Tensor, labels: Tensor) -> None:
@@ -79,28 +126,11 @@ def column(values: Tensor, images: Tensor) -> Tensor:
 def attacking(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[tuple[Classifier, Tensor, Tensor]]:
     """The model, frozen and in evaluation mode, as a function to logits; and copies of the images and labels.
 
-    `classify(batch, exactly=True)` asks the original of a `Prepared` model. On the way out, also after an exception,
-    every submodule's mode and every parameter's requires_grad are as found. Works inside no_grad and inference_mode.
-    The function to logits raises ValueError when the model does not return
-    (batch, classes), or has fewer classes than the labels need.
+    On the way out, also after an exception, every submodule's mode and every parameter's requires_grad are as found.
+    Works inside no_grad and inference_mode.
     """
-    classes_needed = int(labels.max()) + 1 if len(labels) else 1
-
-    original = model.original if isinstance(model, Prepared) else model
-
-    def classify(batch: Tensor, exactly: bool = False) -> Tensor:
-        if not len(batch):  # many models cannot flatten an empty batch, so it never reaches them
-            return batch.new_zeros(0, classes_needed)
-        logits = (original if exactly else model)(batch)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(batch):
-            found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ValueError(f"the model must return logits of shape ({len(batch)}, classes), got {found}")
-        if logits.shape[1] < classes_needed:
-            raise ValueError(
-                f"labels must be below the model's {logits.shape[1]} classes, got label {classes_needed - 1}"
-            )
-        return logits.to(batch.dtype)  # under autocast logits come back in half precision
-
+    classify = Classifier(model, int(labels.max()) + 1 if len(labels) else 1)
+    original = classify.original
     modes = [(module, module.training) for each in (model, original) for module in each.modules()]
     trained = [(parameter, parameter.requires_grad) for parameter in original.parameters()]
     try:
@@ -173,6 +203,12 @@ def l2_norm(images: Tensor) -> Tensor:
     return norms
 
 
+def linf_norm(images: Tensor) -> Tensor:
+    """Largest absolute value of each image, as a column (batch, 1, ..., 1)."""
+    norms: Tensor = torch.linalg.vector_norm(images, torch.inf, dim=tuple(range(1, images.ndim)), keepdim=True)
+    return norms
+
+
 def unit(directions: Tensor) -> Tensor:
     """Each image scaled to L2 norm 1; an image of zeros stays zero."""
     tiny = torch.finfo(directions.dtype).tiny
@@ -183,22 +219,32 @@ def unit(directions: Tensor) -> Tensor:
 
 
 class Closest:
-    """The adversarial image of smallest L2 distance offered so far; the original where there was none."""
+    """The adversarial image of smallest distance offered so far, L2 by default; the original where there was none."""
 
-    def __init__(self, images: Tensor) -> None:
+    def __init__(self, images: Tensor, norm: Callable[[Tensor], Tensor] = l2_norm) -> None:
         self.originals = images
-        self.images = images
+        self.norm = norm
+        self.images = self.second = images
         self.norms = images.new_full((len(images),), torch.inf)
 
     def offer(self, images: Tensor, adversarial: Bool[Tensor, " batch"]) -> None:
         """Keep those of `images` that are adversarial and nearer than what is held."""
-        norms = l2_norm(images - self.originals).flatten()
+        norms = self.norm(images - self.originals).flatten()
         nearer = adversarial & (norms < self.norms)
+        self.second = torch.where(column(nearer, images), self.images, self.second)
         self.images = torch.where(column(nearer, images), images, self.images)
         self.norms = torch.where(nearer, norms, self.norms)
 
     def result(self, classify: Classifier, labels: Tensor, targeted: bool, queries: int) -> AttackResult:
-        """The closest images, checked once more; the original where the check fails. `queries` excludes the check."""
-        success = recheck(classify, self.images, labels, targeted)
-        images = torch.where(column(success, self.images), self.images, self.originals)
-        return AttackResult(images, success, torch.full_like(labels, queries + 1))
+        """The closest images, checked once more; the original where the check fails. `queries` excludes the check.
+
+        The closest lie so near the boundary that the model and a copy of it which rounds otherwise may disagree. Where
+        the check fails, the second closest is checked, lest the network look more robust than it is.
+        """
+        images, queries = self.images, queries + 1
+        success = recheck(classify, images, labels, targeted)
+        if (~success & self.norms.isfinite()).any():
+            images, queries = torch.where(column(success, images), images, self.second), queries + 1
+            success = recheck(classify, images, labels, targeted)
+        images = torch.where(column(success, images), images, self.originals)
+        return AttackResult(images, success, torch.full_like(labels, queries))

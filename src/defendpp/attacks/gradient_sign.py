@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from defendpp.attacks.engine import (
     AttackResult,
+    Classifier,
     Loss,
     attacking,
     check_at_least,
@@ -153,6 +154,7 @@ def pgd(
             iterate = _random_start(clean, radius, norm, generator) if random_start else clean.clone()
             for step in range(steps + 1):
                 if stop_early and step % COMPACT_EVERY == 0:
+                    queries[best.confirm(classify, labels, targeted)] += 1
                     rows = _unbroken(best.adversarial)
                 if rows is None:
                     break
@@ -177,16 +179,30 @@ class _Best:
         self.images = images.clone()
         self.values = images.new_full((len(images),), -torch.inf)
         self.adversarial = torch.zeros_like(self.values, dtype=torch.bool)
+        self.confirmed: Tensor | None = None
 
     def offer(self, rows: Rows, images: Tensor, values: Tensor, adversarial: Bool[Tensor, " rows"]) -> None:
         held = self.adversarial[rows]
         higher = values > self.values[rows]
         if self.first:
-            higher = higher & ~held
+            higher = higher & ~(held if self.confirmed is None else self.confirmed[rows])
         better = torch.where(adversarial == held, higher, adversarial)
         self.images[rows] = torch.where(column(better, images), images, self.images[rows])
         self.values[rows] = torch.where(better, values, self.values[rows])
         self.adversarial[rows] = held | adversarial
+
+    def confirm(self, classify: Classifier, labels: Tensor, targeted: bool) -> Rows:
+        """Ask the original about new claims made in bfloat16; those refused are attacked again. The rows asked about.
+
+        Until it is confirmed the first adversarial iterate gives way to one of higher loss, which is likelier to be.
+        """
+        if not classify.bfloat16:
+            return slice(0)
+        if self.confirmed is None:
+            self.confirmed = torch.zeros_like(self.adversarial)
+        rows = (self.adversarial & ~self.confirmed).nonzero()[:, 0]
+        self.adversarial[rows] = self.confirmed[rows] = recheck(classify, self.images[rows], labels[rows], targeted)
+        return rows
 
 
 def _unbroken(adversarial: Bool[Tensor, " batch"]) -> Rows | None:
