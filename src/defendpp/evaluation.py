@@ -6,10 +6,12 @@ as they are made, so that long work resumes, memory does not grow with the numbe
 network serves every other.
 """
 
+import ctypes
 import hashlib
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
@@ -114,6 +116,8 @@ def adversarial_set(
             tensors = {"images": result.images, "success": result.success, "queries": result.queries}
             stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
             write_whole(path, partial(safetensors.torch.save_file, stored))
+            del result, tensors, stored
+            _release_memory()
         if progress is not None:
             progress(f"{attack} on {source.name}", int(positions[-1]) + 1, len(split))
         try:
@@ -559,6 +563,12 @@ def _frame(
             **fixed,
         }
     )
+
+
+def _release_memory() -> None:
+    """Give freed memory back to the system, where glibc keeps it in holes between what lives on: the records."""
+    with suppress(OSError, AttributeError):  # another system
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _claim(folder: Path, about: dict[str, Any]) -> None:

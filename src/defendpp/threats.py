@@ -77,13 +77,15 @@ def cascade(
     epsilon: float,
     *,
     first_steps: int = 10,
-    steps: int = 100,
+    steps: int = 75,
     restarts: int = 1,
     targets: int = 4,
+    squares: int = 300,
     norm: Literal["linf", "l2"] = "linf",
 ) -> Attack:
     """From cheap to expensive until an image falls, with an L∞ or L2 budget in pixel units."""
     settings = {"first_steps": first_steps, "steps": steps, "restarts": restarts, "targets": targets}
+    settings |= {"squares": squares}
     return _fixed("cascade", epsilon, settings, partial(attacks.cascade, norm=norm), norm=norm, is_random=True)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any, Literal
 
 import jaxtyping
@@ -53,22 +54,38 @@ def test_never_weaker_than_its_stages_image_by_image(digits: Digits, first: dict
 
 
 def test_each_further_target_only_adds(digits: Digits) -> None:
-    broken = [cascade(*digits, epsilon=0.07, steps=6, first_steps=1, targets=targets).success for targets in (0, 1, 9)]
-    assert (broken[1] >= broken[0]).all()
-    assert (broken[2] >= broken[1]).all()
-    assert broken[2].sum() > broken[0].sum()
-    more = cascade(*digits, epsilon=0.07, steps=6, first_steps=1, targets=50)
-    assert torch.equal(more.success, broken[2]), "there are only nine other classes"
+    def broken(targets: int) -> Tensor:
+        return cascade(*digits, epsilon=0.07, first_steps=1, steps=6, targets=targets, squares=0).success
+
+    assert (broken(1) >= broken(0)).all()
+    assert (broken(9) >= broken(1)).all()
+    assert broken(9).sum() > broken(0).sum()
+    assert torch.equal(broken(50), broken(9)), "there are only nine other classes"
+
+
+def test_squares_find_what_gradients_do_not_show(digits: Digits) -> None:
+    network, images, labels = digits
+
+    class Rounded(nn.Module):
+        def forward(self, batch: Tensor) -> Tensor:
+            logits: Tensor = (100 * network(batch)).round() / 100
+            return logits
+
+    def broken(squares: int, **arguments: Any) -> Tensor:
+        return cascade(Rounded(), images, labels, epsilon=0.1, steps=3, targets=1, squares=squares, **arguments).success
+
+    assert (broken(300) >= broken(0)).all()
+    assert broken(300).sum() > broken(0).sum() + 10
 
 
 def test_what_is_broken_is_attacked_no_more(digits: Digits) -> None:
     network, images, labels = digits
     wrong = network(images).argmax(1) != labels
-    result = cascade(*digits, epsilon=0.07, first_steps=5, steps=20, restarts=2, targets=3)
+    result = cascade(*digits, epsilon=0.07, first_steps=5, steps=20, restarts=2, targets=3, squares=30)
     assert (result.queries[wrong] == 2).all()  # the clean prediction and the last check
     assert torch.equal(result.images[wrong], images[wrong])
     # clean, last check; a start, the steps, the stage's own check and the margin of what it found, stage by stage
-    whole = 2 + (5 + 3) + (2 * (20 + 1) + 2) + 3 * (20 + 3)
+    whole = 2 + (5 + 3) + (2 * (20 + 1) + 2) + 3 * (20 + 3) + (30 + 3)
     assert (result.queries[~result.success] == whole).all()
     early = result.success & ~wrong
     assert (result.queries[early] < whole).all()
@@ -89,14 +106,17 @@ def test_queries_are_the_passes_the_model_saw(digits: Digits) -> None:
 
 def test_what_resists_comes_back_at_the_highest_margin_met(digits: Digits) -> None:
     network, images, labels = digits
-    weak = cascade(*digits, epsilon=0.03, steps=10, targets=0)
-    strong = cascade(*digits, epsilon=0.03, steps=10, targets=4)
-    stands = ~strong.success
+
+    def made(targets: int, squares: int) -> Tensor:
+        return cascade(*digits, epsilon=0.03, steps=10, targets=targets, squares=squares).images
+
+    sets = [images, made(0, 0), made(4, 0), made(4, 30)]
+    stands = margins(network, sets[3], labels) < 0
     assert stands.sum() > 20
-    heights = [margins(network, made, labels)[stands] for made in (images, weak.images, strong.images)]
-    assert (heights[1] > heights[0]).all()
-    assert (heights[2] >= heights[1] - 1e-6).all()
-    assert (heights[2] > heights[1]).any()
+    heights = [margins(network, each, labels)[stands] for each in sets]
+    for earlier, later in pairwise(heights):
+        assert (later >= earlier - 1e-6).all()
+        assert (later > earlier + 1e-6).any()
 
 
 def test_hidden_gradients_of_cross_entropy_do_not_hide_from_it(digits: Digits) -> None:
@@ -144,7 +164,7 @@ def test_few_classes(classes: int, affine: Affine, generator: torch.Generator) -
 def test_the_threat_says_what_it_does(digits: Digits) -> None:
     attack = threats.cascade(0.07, steps=10, targets=2, norm="l2")
     assert (attack.name, attack.norm, attack.epsilon, attack.is_random) == ("cascade", "l2", 0.07, True)
-    assert attack.settings == {"first_steps": 10, "steps": 10, "restarts": 1, "targets": 2}
+    assert attack.settings == {"first_steps": 10, "steps": 10, "restarts": 1, "targets": 2, "squares": 300}
     expected = cascade(*digits, epsilon=0.07, steps=10, targets=2, norm="l2")
     assert torch.equal(attack.run(*digits).images, expected.images)
     other = threats.auto_pgd(0.07, steps=10, loss="dlr")
@@ -169,6 +189,7 @@ def unchecked_shapes() -> Iterator[None]:
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"restarts": 0}, "restarts must be at least 1, got 0"),
         ({"targets": -1}, "targets must be at least 0, got -1"),
+        ({"squares": -1}, "squares must be at least 0, got -1"),
         ({"norm": "l1"}, 'norm must be "linf" or "l2", got \'l1\''),
     ],
 )

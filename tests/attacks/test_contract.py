@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defendpp.attacks import AttackResult, auto_pgd, bim, carlini_wagner, cascade, ddn, fgsm, minimal_pgd, pgd
+from defendpp.attacks import AttackResult, auto_pgd, bim, carlini_wagner, cascade, ddn, fgsm, minimal_pgd, pgd, square
 
 Attack = Callable[..., AttackResult]
 Digits = tuple[nn.Module, Tensor, Tensor]
@@ -29,11 +29,12 @@ RANDOM: dict[str, Attack] = {
     "auto_pgd": partial(auto_pgd, epsilon=0.1, steps=5, restarts=2),
     "auto_pgd-l2": partial(auto_pgd, epsilon=0.8, steps=5, norm="l2"),
     "auto_pgd-margin": partial(auto_pgd, epsilon=0.1, steps=5, loss="margin"),
+    "square": partial(square, epsilon=0.2, queries=40),
     "auto_pgd-stop_early": partial(auto_pgd, epsilon=0.1, steps=12, restarts=2, stop_early=True),
 }
 UNTARGETED: dict[str, Attack] = {
-    "cascade": partial(cascade, epsilon=0.1, first_steps=2, steps=4, targets=2),
-    "cascade-l2": partial(cascade, epsilon=0.8, first_steps=2, steps=4, targets=2, norm="l2"),
+    "cascade": partial(cascade, epsilon=0.1, first_steps=2, steps=4, targets=2, squares=6),
+    "cascade-l2": partial(cascade, epsilon=0.8, first_steps=2, steps=4, targets=2, squares=6, norm="l2"),
 }
 MINIMAL: dict[str, Attack] = {
     "carlini_wagner": partial(carlini_wagner, search_steps=4, iterations=12, learning_rate=0.2),

@@ -6,6 +6,7 @@
 | `bim`            | fixed budget | Linf, L2 | arXiv:1607.02533 |
 | `pgd`            | fixed budget | Linf, L2 | arXiv:1706.06083 |
 | `auto_pgd`       | fixed budget | Linf, L2 | arXiv:2003.01690 |
+| `square`         | fixed budget | Linf     | arXiv:1912.00049 |
 | `cascade`        | fixed budget | Linf, L2 | arXiv:2003.01690 |
 | `carlini_wagner` | minimal norm | L2       | arXiv:1608.04644 |
 | `ddn`            | minimal norm | L2       | arXiv:1811.09600 |
@@ -25,6 +26,7 @@ from defendpp.attacks.engine import AttackResult
 from defendpp.attacks.gradient_sign import bim, fgsm, pgd
 from defendpp.attacks.minimal_pgd import minimal_pgd
 from defendpp.attacks.prepare import Prepared, prepare
+from defendpp.attacks.square import square
 
 __all__ = [
     "AttackResult",
@@ -38,4 +40,5 @@ __all__ = [
     "minimal_pgd",
     "pgd",
     "prepare",
+    "square",
 ]

@@ -4,7 +4,8 @@ In the spirit of AutoAttack (Croce & Hein 2020, arXiv:2003.01690), each of whose
 falls at the first step as on one that never does.
 """
 
-from typing import Any
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +24,7 @@ from defendpp.attacks.engine import (
     recheck,
 )
 from defendpp.attacks.gradient_sign import Norm
+from defendpp.attacks.square import square
 
 
 def cascade(
@@ -33,9 +35,10 @@ def cascade(
     epsilon: float | Float[Tensor, " batch"],
     norm: Norm = "linf",
     first_steps: int = 10,
-    steps: int = 100,
+    steps: int = 75,
     restarts: int = 1,
     targets: int = 4,
+    squares: int = 300,
     generator: torch.Generator | None = None,
 ) -> AttackResult:
     """Untargeted, for a robust accuracy that one can believe at a fraction of the cost of AutoAttack.
@@ -43,8 +46,8 @@ def cascade(
     Its stages are the clean prediction and then `auto_pgd`: `first_steps` steps up the margin from the clean image;
     `restarts` times `steps` steps up the cross-entropy from random starts; `steps` steps up the targeted DLR loss, for
     each of the `targets` other classes with the highest logits on the clean image (of a model with 2 or 3 classes, for
-    which that loss is not defined, up the margin). There is no stage without gradients: on networks that hide theirs, a
-    random search may find more.
+    which that loss is not defined, up the margin); for L-infinity `squares` queries of `square`, which needs no
+    gradients, from the best image that the others found.
 
     model, images, labels, epsilon, norm, generator: as for `auto_pgd`; a model made fast by `prepare` pays here.
 
@@ -52,7 +55,7 @@ def cascade(
     margin (best other logit minus the labelled one). `queries` counts the passes spent on each image; those of an image
     end with the stage that broke it and the last check.
 
-    Raises ValueError as `auto_pgd` does, and for first_steps, steps or restarts < 1 or targets < 0.
+    Raises ValueError as `auto_pgd` does, and for first_steps, steps or restarts < 1 or targets or squares < 0.
     """
     check_inputs(images, labels)
     radius = per_image("epsilon", epsilon, images).flatten()
@@ -60,6 +63,7 @@ def cascade(
     check_at_least("steps", steps, 1)
     check_at_least("restarts", restarts, 1)
     check_at_least("targets", targets, 0)
+    check_at_least("squares", squares, 0)
     if norm not in ("linf", "l2"):
         raise ValueError(f'norm must be "linf" or "l2", got {norm!r}')
     generator = torch.Generator().manual_seed(0) if generator is None else generator
@@ -71,28 +75,20 @@ def cascade(
         found, height, queries = clean.clone(), margin(logits, labels), torch.ones_like(labels)
         others = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
         towards = "dlr" if logits.shape[1] >= 4 else "margin"
-        stages: list[dict[str, Any]] = [
-            {"loss": "margin", "steps": first_steps, "start": clean},
-            {"loss": "cross_entropy", "steps": steps, "restarts": restarts},
-            *({"loss": towards, "steps": steps, "targets": rivals} for rivals in others.T[:targets]),
+        climb = partial(auto_pgd, norm=norm, stop_early=True)
+        stages: list[tuple[Callable[..., AttackResult], dict[str, Tensor]]] = [  # attacks, and what they take per image
+            (partial(climb, loss="margin", steps=first_steps), {"start": clean}),
+            (partial(climb, loss="cross_entropy", steps=steps, restarts=restarts), {}),
+            *((partial(climb, loss=towards, steps=steps), {"targets": rivals}) for rivals in others.T[:targets]),
         ]
-        for stage in stages:
+        if norm == "linf" and squares:
+            stages.append((partial(square, queries=squares), {"start": found}))
+        for attack, given in stages:
             rows = standing.nonzero()[:, 0]
             if not len(rows):
                 break
-            settings: dict[str, Any] = {
-                name: value[rows] if isinstance(value, Tensor) else value for name, value in stage.items()
-            }
-            result = auto_pgd(
-                model,
-                clean[rows],
-                labels[rows],
-                epsilon=radius[rows],
-                norm=norm,
-                stop_early=True,
-                generator=generator,
-                **settings,
-            )
+            each = {name: values[rows] for name, values in given.items()}
+            result = attack(model, clean[rows], labels[rows], epsilon=radius[rows], generator=generator, **each)
             with torch.no_grad():
                 reached = margin(classify(result.images), labels[rows])
             better = result.success | (reached > height[rows])
