@@ -8,7 +8,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from defendpp.attacks import AttackResult, bim, carlini_wagner, ddn, fgsm, pgd
+    from defendpp.attacks import (
+        AttackResult,
+        auto_pgd,
+        bim,
+        carlini_wagner,
+        cascade,
+        ddn,
+        fgsm,
+        minimal_pgd,
+        pgd,
+        prepare,
+        square,
+    )
     from defendpp.data import Data, Images, from_tensors, load
     from defendpp.encoder import Block, find_blocks
     from defendpp.evaluation import Network, adversarial_set, evaluate, network
@@ -26,7 +38,19 @@ _HOME = {
     "training": ("alternating", "fit", "joint", "one_cycle", "step_decay"),
     "recipe": ("Recipe",),
     "runs": ("Run", "load_run", "train"),
-    "attacks": ("AttackResult", "bim", "carlini_wagner", "ddn", "fgsm", "pgd"),
+    "attacks": (
+        "AttackResult",
+        "auto_pgd",
+        "bim",
+        "carlini_wagner",
+        "cascade",
+        "ddn",
+        "fgsm",
+        "minimal_pgd",
+        "pgd",
+        "prepare",
+        "square",
+    ),
     "evaluation": ("Network", "adversarial_set", "evaluate", "network"),
 }
 _MODULES = ("attacks", "data", "encoder", "frequency", "networks", "records", "report", "threats", "training")
@@ -39,7 +63,8 @@ __all__ = [  # noqa: RUF022 - in the order of the data's way
     "alternating", "fit", "joint", "one_cycle", "step_decay",
     "Recipe",
     "Run", "load_run", "train",
-    "AttackResult", "bim", "carlini_wagner", "ddn", "fgsm", "pgd",
+    "AttackResult", "auto_pgd", "bim", "carlini_wagner", "cascade", "ddn", "fgsm", "minimal_pgd", "pgd", "prepare",
+    "square",
     "Network", "adversarial_set", "evaluate", "network",
 ]  # fmt: skip
 

@@ -273,7 +273,7 @@ def _attacks(
         "fgsm": threats.fgsm,
         "bim": lambda epsilon: threats.bim(epsilon, steps=steps or 100),
         "pgd": lambda epsilon: threats.pgd(epsilon, steps=steps or 40, restarts=restarts),
-        "cascade": lambda epsilon: threats.cascade(epsilon, steps=steps or 100, restarts=restarts),
+        "cascade": lambda epsilon: threats.cascade(epsilon, steps=steps or 75, restarts=restarts),
     }
     chosen: list[Attack] = []
     for name in names:

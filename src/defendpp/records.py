@@ -44,7 +44,7 @@ SCHEMA = pa.schema(
         "scale": pa.string(),  # "cpu", "paper" or "quickstart"
     }
 )
-ATTACKS = ("none", "fgsm", "bim", "pgd", "minimal_pgd", "carlini_wagner", "ddn")
+ATTACKS = ("none", "fgsm", "bim", "pgd", "auto_pgd", "square", "cascade", "minimal_pgd", "carlini_wagner", "ddn")
 KNOWLEDGE = ("clean", "white-box", "gray-box", "transfer")
 TRANSFERRED = ("gray-box", "transfer")  # made on one network, its source, and tested on another
 NORMS = ("", "linf", "l2")

@@ -36,7 +36,10 @@ ATTACK_NAMES = {
     "pgd": "PGD",
     "carlini_wagner": "C&W",
     "ddn": "DDN",
-    "minimal_pgd": "minimal PGD",
+    "auto_pgd": "Auto-PGD",
+    "square": "Square",
+    "cascade": "Cascade",
+    "minimal_pgd": "Minimal PGD",
 }
 NORM_NAMES = {"linf": "L∞", "l2": "L2"}
 MISSING = "–"

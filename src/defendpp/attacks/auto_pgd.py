@@ -29,7 +29,7 @@ from defendpp.attacks.engine import (
     recheck,
     unit,
 )
-from defendpp.attacks.gradient_sign import COMPACT_EVERY, Norm, Rows, _Best, _random_start, _unbroken
+from defendpp.attacks.gradient_sign import COMPACT_EVERY, BestSoFar, Norm, Rows, unbroken, uniform_start
 
 AutoLoss = Literal["cross_entropy", "margin", "dlr"]
 
@@ -93,11 +93,11 @@ def auto_pgd(
     known = labels if targets is None else torch.maximum(labels, targets)  # the model must know all these classes
     with attacking(model, images, known) as (classify, clean, _):
         labels, targets = labels.clone().long(), None if targets is None else targets.clone().long()
-        best = _Best(clean, first=stop_early)
+        best = BestSoFar(clean, first=stop_early)
         queries = torch.zeros_like(labels)
         reviews = _reviews(steps)
         for restart in range(restarts):
-            begin = _random_start(clean, radius, norm, generator)
+            begin = uniform_start(clean, radius, norm, generator)
             if restart == 0 and start is not None:
                 begin = _project(start.detach().clone(), clean, radius, norm)
             rows = torch.arange(len(clean), device=clean.device)
@@ -105,7 +105,7 @@ def auto_pgd(
             for step in range(steps + 1):
                 if step % COMPACT_EVERY == 0 and (stop_early or not len(rows)):
                     queries[best.confirm(classify, labels, targeted)] += 1
-                    kept = _unbroken(best.adversarial[rows])
+                    kept = unbroken(best.adversarial[rows])
                     if kept is None:
                         break
                     rows = rows[kept]

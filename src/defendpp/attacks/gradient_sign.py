@@ -147,15 +147,15 @@ def pgd(
     with attacking(model, images, labels) as (classify, clean, labels):
         # an L2 ball lies inside the L-infinity ball of its radius, so the same bounds hold for both
         lower, upper = (clean - radius).clamp_min(0), (clean + radius).clamp_max(1)
-        best = _Best(clean, first=stop_early)
+        best = BestSoFar(clean, first=stop_early)
         queries = torch.zeros_like(labels)
         rows: Rows | None = EVERYONE
         for _ in range(restarts):
-            iterate = _random_start(clean, radius, norm, generator) if random_start else clean.clone()
+            iterate = uniform_start(clean, radius, norm, generator) if random_start else clean.clone()
             for step in range(steps + 1):
                 if stop_early and step % COMPACT_EVERY == 0:
                     queries[best.confirm(classify, labels, targeted)] += 1
-                    rows = _unbroken(best.adversarial)
+                    rows = unbroken(best.adversarial)
                 if rows is None:
                     break
                 current, y = iterate[rows], labels[rows]
@@ -171,7 +171,7 @@ def pgd(
         return AttackResult(best.images, recheck(classify, best.images, labels, targeted), queries + 1)
 
 
-class _Best:
+class BestSoFar:
     """Per image the iterate to return: any adversarial one before all others, then the highest loss, or the first."""
 
     def __init__(self, images: Tensor, first: bool) -> None:
@@ -182,6 +182,7 @@ class _Best:
         self.confirmed: Tensor | None = None
 
     def offer(self, rows: Rows, images: Tensor, values: Tensor, adversarial: Bool[Tensor, " rows"]) -> None:
+        """Keep of these iterates of `rows` those that are better than what is held."""
         held = self.adversarial[rows]
         higher = values > self.values[rows]
         if self.first:
@@ -205,7 +206,7 @@ class _Best:
         return rows
 
 
-def _unbroken(adversarial: Bool[Tensor, " batch"]) -> Rows | None:
+def unbroken(adversarial: Bool[Tensor, " batch"]) -> Rows | None:
     """The rows still to attack, or None; the batch is only ever halved, so that the device sees few distinct sizes.
 
     Broken images fill up the last half: they cost queries, and what is held for them no longer changes.
@@ -231,7 +232,7 @@ def _objective(loss: str | Loss, targeted: bool) -> Loss:
     return lambda logits, labels: -function(logits, labels)
 
 
-def _random_start(clean: Tensor, radius: Tensor, norm: Norm, generator: torch.Generator) -> Tensor:
+def uniform_start(clean: Tensor, radius: Tensor, norm: Norm, generator: torch.Generator) -> Tensor:
     """Uniform in the ball around each image, then clipped to [0, 1]."""
     noise = torch.empty(clean.shape, dtype=clean.dtype, device=generator.device)
     if norm == "linf":

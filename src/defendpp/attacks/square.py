@@ -20,7 +20,7 @@ from defendpp.attacks.engine import (
     per_image,
     recheck,
 )
-from defendpp.attacks.gradient_sign import COMPACT_EVERY, _Best, _unbroken
+from defendpp.attacks.gradient_sign import COMPACT_EVERY, BestSoFar, unbroken
 
 SHARE = 0.8  # of the pixels that the first squares cover
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of that share, in ten-thousandths of all queries
@@ -58,13 +58,13 @@ def square(
 
     with attacking(model, images, labels) as (classify, clean, labels), torch.no_grad():
         lower, upper = (clean - radius).clamp_min(0), (clean + radius).clamp_max(1)
-        best = _Best(clean, first=True)
+        best = BestSoFar(clean, first=True)
         passes = torch.zeros_like(labels)
         rows = torch.arange(len(clean), device=clean.device)
         for query in range(queries + 1):
             if query % COMPACT_EVERY == 0:
                 passes[best.confirm(classify, labels, targeted)] += 1
-                kept = _unbroken(best.adversarial[rows])
+                kept = unbroken(best.adversarial[rows])
                 if kept is None:
                     break
                 rows = rows[kept]
