@@ -1,4 +1,4 @@
-# `make quickstart` shows what this project does, `make test` checks it, `make benchmarks` times it.
+# `make quickstart` shows what this project does, `make test` checks it, `make benchmarks` times its attacks beside others.
 PYTHON ?= python3
 VENV := .venv
 

@@ -234,8 +234,8 @@ def dlr(
 ) -> Float[Tensor, " batch"]:
     """Difference of logits ratio of each image, without unit: the margin over a spread of the highest logits.
 
-    Without targets, equation (6) of the paper: highest other logit minus the labelled one, over the highest minus the
-    third highest. With targets, equation (7): the target's logit minus the labelled one, over the highest minus the
+    Without targets: highest other logit minus the labelled one, over the highest minus the
+    third highest. With targets: the target's logit minus the labelled one, over the highest minus the
     mean of the third and fourth highest. Raises ValueError where there are not so many classes.
     """
     needed = 3 if targets is None else 4
