@@ -308,10 +308,6 @@ def test_one_cycle_rises_and_falls() -> None:
         ({"phases": []}, "at least 1 epoch, not 0"),
         ({"batch_size": 1}, "at least 2, because of batch normalisation, not 1"),
         (
-            {"execution": "quickly"},
-            "execution must be auto or one of eager, channels-last, bfloat16, compiled, not 'qu",
-        ),
-        (
             {"devices": 3},
             "a batch of 20 cannot be shared out equally, at least 2 images each, among 3 devices on each of 1",
         ),
