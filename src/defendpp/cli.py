@@ -203,12 +203,10 @@ def evaluate(
     about = data or trained[0].recipe.data
     if devices * nodes > 1:
         with _processes(device, devices, nodes) as (place, share), _bar() as progress:
-            networks, made_on = (
-                [evaluation.network(run.name, run.classifier) for run in each]
-                for each in (trained, [origin] if origin else [])
-            )
+            networks = [evaluation.network(run.name, run.classifier) for run in trained]
+            made_on = evaluation.network(origin.name, origin.classifier) if origin else None
             evaluation.make_sets(
-                networks, chosen, split, output, share, data=about, source=made_on[0] if made_on else None, sets=sets,
+                networks, chosen, split, output, share, data=about, source=made_on, sets=sets,
                 scale=trained[0].recipe.scale, seed=seed, device=place, progress=progress if share[0] == 0 else None,
             )  # fmt: skip
         if share[0] > 0:

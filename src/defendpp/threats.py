@@ -84,8 +84,13 @@ def cascade(
     norm: Literal["linf", "l2"] = "linf",
 ) -> Attack:
     """From cheap to expensive until an image falls, with an L∞ or L2 budget in pixel units."""
-    settings = {"first_steps": first_steps, "steps": steps, "restarts": restarts, "targets": targets}
-    settings |= {"squares": squares}
+    settings = {
+        "first_steps": first_steps,
+        "steps": steps,
+        "restarts": restarts,
+        "targets": targets,
+        "squares": squares,
+    }
     return _fixed("cascade", epsilon, settings, partial(attacks.cascade, norm=norm), norm=norm, is_random=True)
 
 

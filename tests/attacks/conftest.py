@@ -1,7 +1,8 @@
 """A small trained classifier of real 8x8 digits, and linear classifiers whose nearest boundary is known."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,3 +51,11 @@ def affine() -> Callable[..., nn.Linear]:
         return layer
 
     return make
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Users run without the shape checks of the test suite, and must get our sentence instead."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,11 +1,10 @@
 """Auto-PGD: its losses against the formulas, its schedule against the paper, its strength where the answer is known."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Literal
 
-import jaxtyping
 import pytest
 import torch
 import torch.nn.functional as F
@@ -211,13 +210,6 @@ def test_more_restarts_never_break_fewer(digits: Digits) -> None:
 
     assert (broken(4) >= broken(1)).all()
     assert torch.equal(broken(4), broken(4, stop_early=True))
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -1,11 +1,10 @@
 """The cascade: as strong as its stages, honest about what it broke, and no pass spent on what has fallen."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, Literal
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -171,13 +170,6 @@ def test_the_threat_says_what_it_does(digits: Digits) -> None:
     assert (other.name, other.norm, other.is_random) == ("auto_pgd", "linf", True)
     assert other.settings == {"steps": 10, "restarts": 1, "loss": "dlr", "stop_early": False}
     assert torch.equal(other.run(*digits).images, auto_pgd(*digits, epsilon=0.07, steps=10, loss="dlr").images)
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("unchecked_shapes")

@@ -1,11 +1,10 @@
 """What every attack promises, one test per promise and every attack in each."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -304,14 +303,6 @@ def test_a_success_that_fails_the_last_check_is_withdrawn(attack: Attack) -> Non
     assert not result.success.any()
     if attack in MINIMAL.values():
         assert torch.equal(result.images, images)
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    """Users run without the shape checks of the test suite, and must get our sentence instead."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @every_attack

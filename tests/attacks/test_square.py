@@ -1,10 +1,9 @@
 """Random search by squares: where the answer is known, without gradients, and from where another attack ended."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -98,13 +97,6 @@ def test_broken_images_leave_and_more_queries_never_break_fewer(digits: Digits) 
     assert many.success.sum() >= few.success.sum()
     assert (many.queries[~many.success] == 202).all()
     assert many.queries[many.success].float().mean() < 130
-
-
-@pytest.fixture
-def unchecked_shapes() -> Iterator[None]:
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.mark.usefixtures("unchecked_shapes")

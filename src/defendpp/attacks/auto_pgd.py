@@ -19,11 +19,13 @@ from defendpp.attacks.engine import (
     attacking,
     check_at_least,
     check_inputs,
+    check_norm,
+    check_start,
     column,
     cross_entropy,
     gradient_pass,
+    into_l2_ball,
     is_adversarial,
-    l2_norm,
     margin,
     per_image,
     recheck,
@@ -73,10 +75,8 @@ def auto_pgd(
     radius = per_image("epsilon", epsilon, images)
     check_at_least("steps", steps, 1)
     check_at_least("restarts", restarts, 1)
-    if norm not in ("linf", "l2"):
-        raise ValueError(f'norm must be "linf" or "l2", got {norm!r}')
-    if start is not None and start.shape != images.shape:
-        raise ValueError(f"start must have the shape of the images, {tuple(images.shape)}, got {tuple(start.shape)}")
+    check_norm(norm)
+    check_start(start, images)
     if targets is not None:
         if targeted or not isinstance(loss, str):
             raise ValueError(
@@ -224,9 +224,7 @@ def _project(images: Tensor, clean: Tensor, radius: Tensor, norm: Norm) -> Tenso
     """Into the ball, then into [0, 1], which leads no farther from the clean image."""
     if norm == "linf":
         return images.clamp(clean - radius, clean + radius).clamp(0, 1)
-    offset = images - clean
-    shrink = radius / l2_norm(offset).clamp_min(torch.finfo(offset.dtype).tiny)
-    return (clean + offset * shrink.clamp_max(1)).clamp(0, 1)
+    return into_l2_ball(images, clean, radius).clamp(0, 1)
 
 
 def dlr(

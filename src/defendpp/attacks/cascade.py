@@ -17,6 +17,7 @@ from defendpp.attacks.engine import (
     attacking,
     check_at_least,
     check_inputs,
+    check_norm,
     column,
     is_adversarial,
     margin,
@@ -64,8 +65,7 @@ def cascade(
     check_at_least("restarts", restarts, 1)
     check_at_least("targets", targets, 0)
     check_at_least("squares", squares, 0)
-    if norm not in ("linf", "l2"):
-        raise ValueError(f'norm must be "linf" or "l2", got {norm!r}')
+    check_norm(norm)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
 
     with attacking(model, images, labels) as (classify, clean, labels):

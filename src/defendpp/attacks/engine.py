@@ -104,6 +104,18 @@ def check_at_least(name: str, value: float, minimum: float) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
+def check_norm(norm: str) -> None:
+    """Raise ValueError unless the norm of a ball is one of the two that are known."""
+    if norm not in ("linf", "l2"):
+        raise ValueError(f'norm must be "linf" or "l2", got {norm!r}')
+
+
+def check_start(start: Tensor | None, images: Tensor) -> None:
+    """Raise ValueError where an attack is to start at images of another shape."""
+    if start is not None and start.shape != images.shape:
+        raise ValueError(f"start must have the shape of the images, {tuple(images.shape)}, got {tuple(start.shape)}")
+
+
 def per_image(name: str, value: float | Tensor, images: Tensor) -> Tensor:
     """The argument `name` as a column (batch, 1, ..., 1): finite and >= 0, one number or one per image."""
     values = torch.as_tensor(value, dtype=torch.float64, device="cpu")
@@ -216,6 +228,13 @@ def unit(directions: Tensor) -> Tensor:
     largest = directions.abs().amax(dim=tuple(range(1, directions.ndim)), keepdim=True)
     directions = directions / largest.clamp_min(tiny)
     return directions / l2_norm(directions).clamp_min(tiny)
+
+
+def into_l2_ball(images: Tensor, clean: Tensor, radius: Tensor) -> Tensor:
+    """The images, those farther than `radius` (a column) from the clean ones brought back towards these."""
+    offset = images - clean
+    shrink = radius / l2_norm(offset).clamp_min(torch.finfo(offset.dtype).tiny)
+    return clean + offset * shrink.clamp_max(1)
 
 
 class Closest:

@@ -17,11 +17,12 @@ from defendpp.attacks.engine import (
     attacking,
     check_at_least,
     check_inputs,
+    check_norm,
     column,
     cross_entropy,
     gradient_pass,
+    into_l2_ball,
     is_adversarial,
-    l2_norm,
     margin,
     per_image,
     recheck,
@@ -139,8 +140,7 @@ def pgd(
         raise ValueError(
             f"restarts must be 1 without a random start, which would repeat the same attack, got {restarts}"
         )
-    if norm not in ("linf", "l2"):
-        raise ValueError(f'norm must be "linf" or "l2", got {norm!r}')
+    check_norm(norm)
     objective = _objective(loss, targeted)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
 
@@ -250,6 +250,4 @@ def _step(images: Tensor, gradient: Tensor, clean: Tensor, radius: Tensor, size:
     """One step uphill of length `size`; for L2 also back into the ball, for L-infinity the caller's bounds do that."""
     if norm == "linf":
         return images + size * gradient.sign()
-    offset = images + size * unit(gradient) - clean
-    shrink = radius / l2_norm(offset).clamp_min(torch.finfo(offset.dtype).tiny)
-    return clean + offset * shrink.clamp_max(1)
+    return into_l2_ball(images + size * unit(gradient), clean, radius)

@@ -15,6 +15,7 @@ from defendpp.attacks.engine import (
     attacking,
     check_at_least,
     check_inputs,
+    check_start,
     is_adversarial,
     margin,
     per_image,
@@ -52,8 +53,7 @@ def square(
     check_inputs(images, labels)
     radius = per_image("epsilon", epsilon, images)
     check_at_least("queries", queries, 1)
-    if start is not None and start.shape != images.shape:
-        raise ValueError(f"start must have the shape of the images, {tuple(images.shape)}, got {tuple(start.shape)}")
+    check_start(start, images)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
 
     with attacking(model, images, labels) as (classify, clean, labels), torch.no_grad():
