@@ -1,6 +1,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -8,8 +9,10 @@ import torch
 from torch import nn
 
 from defendpp import networks, runs
+from defendpp.attacks import fgsm
 from defendpp.data import Data, from_tensors
-from defendpp.objective import Defend
+from defendpp.objective import Defend, cross_entropy
+from defendpp.purifier import Purified
 from defendpp.recipe import Recipe
 from defendpp.runs import build_classifier, build_objective, fingerprint, load_run, train
 
@@ -73,12 +76,16 @@ def test_initial_weights_depend_on_the_seed_and_not_on_the_defence() -> None:
     assert weights(PLAIN) != weights(dataclasses.replace(PLAIN, seed=1))
 
 
-def test_start_takes_the_weights_of_another_run(data: Data, hardened: Path, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(PLAIN, start=str(hardened))
-    assert fingerprint(build_classifier(recipe, 4, (1, 28, 28))) == load_run(hardened).id
-    with pytest.raises(FileNotFoundError, match="is no folder of a finished run"):
-        train(dataclasses.replace(PLAIN, start=str(tmp_path)), data, tmp_path / "x", progress=False)
-    assert not (tmp_path / "x").exists()
+@pytest.mark.parametrize("by_path", [True, False])
+def test_a_run_starts_from_another_given_by_path_or_beside_it(
+    data: Data, hardened: Path, tmp_path: Path, by_path: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(runs, "fit", lambda classifier, *_, **__: seen.append(fingerprint(classifier)) or 1 / 0)
+    recipe = dataclasses.replace(PLAIN, start=str(hardened) if by_path else hardened.name)
+    with pytest.raises(ZeroDivisionError):
+        train(recipe, data, (tmp_path if by_path else hardened.parent) / "new", progress=False)
+    assert seen == [load_run(hardened).id]
 
 
 def test_a_finished_run_is_never_overwritten(data: Data, hardened: Path) -> None:
@@ -209,3 +216,71 @@ def test_other_networks_are_hardened_too(data: Data, network: str, width: int) -
     assert isinstance(classifier, nn.Module)
     terms = objective(classifier, images, torch.tensor([0, 1, 2, 3]))
     assert {"classification", "reconstruction_0"} <= set(terms)
+
+
+def test_a_fixed_set_is_the_clean_images_and_those_attacked_once(data: Data, hardened: Path, tmp_path: Path) -> None:
+    """Against the attack run by hand on the whole training set."""
+    recipe = dataclasses.replace(
+        PLAIN, defence="adversarial", attack="fgsm", attack_epsilon=0.1, attacked_run=str(hardened)
+    )
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "fit", lambda _, objective, images, *__, **___: seen.append((objective, images)) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(recipe, data, tmp_path / "fixed", progress=False)
+    (objective, images), n = seen[0], len(data.train)
+    assert objective is cross_entropy
+    assert len(images) == 2 * n
+    clean, labels = data.train.batch(range(n))
+    attacked = fgsm(load_run(hardened).classifier, clean, labels, epsilon=0.1).images
+    pixels, seen_labels = images.batch(range(2 * n))
+    assert torch.equal(pixels[:n], clean)
+    assert torch.equal(pixels[n:], (attacked * 255).round() / 255)
+    assert not torch.equal(pixels[n:], clean)
+    assert torch.equal(seen_labels, labels.repeat(2))
+
+
+def test_a_purifier_is_trained_in_front_of_a_classifier_that_stays(data: Data, tmp_path: Path) -> None:
+    plain = train(PLAIN, data, tmp_path / "plain", accelerator="cpu", progress=False)
+    recipe = dataclasses.replace(
+        PLAIN, defence="comdefend", start="plain", optimizer="adam", learning_rate=1e-3, weight_decay=0.0
+    )
+    made = train(recipe, data, tmp_path / "purified", accelerator="cpu", progress=False)
+    read = load_run(tmp_path / "purified")
+    for run in (made, read):
+        assert isinstance(run.classifier, Purified)
+        assert fingerprint(run.classifier.classifier.requires_grad_(True)) == plain.id
+    assert read.id == made.id
+    fresh = build_classifier(recipe, 4, (1, 28, 28), tmp_path / "plain")
+    assert isinstance(fresh, Purified)
+    assert fingerprint(fresh) != made.id
+    assert str(recipe) == "ComDefend"
+
+
+def test_a_network_may_be_left_as_published(
+    data: Data, hardened: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """0 epochs: the weights are those of the library, and the accuracy is theirs."""
+    published = load_run(hardened).classifier
+    monkeypatch.setattr(networks, "build", lambda *_, **__: published)
+    recipe = dataclasses.replace(PLAIN, network="timm/some", width=64, pretrained=True, epochs=0)
+    run = train(recipe, data, tmp_path / "run", progress=False)
+    assert (run.id, run.result.epochs) == (fingerprint(published), 0)
+    images, labels = data.validation.batch(range(len(data.validation)))
+    with torch.inference_mode():
+        assert run.result.validation_accuracy == float((published(images).argmax(1) == labels).float().mean())
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"epochs": 0}, "epochs must be above 0, not 0"),
+        ({"attacked_run": "x"}, 'needs the defence "adversarial" and no clean_weight'),
+        ({"defence": "comdefend"}, "goes in front of the classifier of a run, start"),
+        ({"start": "nowhere"}, "nowhere is no folder of a finished run"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(data: Data, tmp_path: Path, change: dict[str, Any], problem: str) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=problem):
+        train(dataclasses.replace(PLAIN, **change), data, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from defendpp.data import Images
     from defendpp.evaluation import Progress
     from defendpp.runs import Run
+    from defendpp.study import Place
     from defendpp.threats import Attack
 
 AttackName = Literal["fgsm", "bim", "pgd", "carlini-wagner", "ddn", "cascade", "minimal-pgd"]
@@ -232,6 +233,69 @@ def report(evaluation: Positional[Path], output: Path | None = None, overwrite: 
     _show(evaluation, output or evaluation / "report.html", overwrite=overwrite or output is None)
 
 
+def reproduce(
+    names: Positional[list[str]],
+    scale: Literal["cpu", "paper"] = "cpu",
+    results: Path = Path("results/study"),
+    work: Path = Path("study"),
+    data_root: Path | None = None,
+    device: str = "auto",
+    dry_run: bool = False,
+    show: bool = False,
+    workers: int = 1,
+    ray: str | None = None,
+) -> None:
+    """Reproduce tables and figures of the paper: train and measure what is missing, then print them.
+
+    Example: defendpp reproduce table2 figure6
+
+    Args:
+        names: table1 to table8, figure2, figure5 to figure8, variations (what the paper leaves open); or all.
+        scale: paper: the paper's networks and epochs, for a graphics card. cpu: the same, narrower and shorter.
+        results: Folder of what is kept: records, results of trainings, tables, figures.
+        work: Folder of trained networks and adversarial sets, which are large and can be made again.
+        data_root: Folder that holds the data sets, or gets them (default: a cache of the user).
+        device: auto, cpu, cuda, ...
+        dry_run: List the jobs, which are done, and how long the others will take; do nothing.
+        show: Print what the records that are there give; do nothing else.
+        workers: More than one: so many processes on this machine, by Ray (pip install 'defendpp[ray]').
+        ray: Address of a Ray cluster whose machines share these folders; auto for the one this machine belongs to.
+    """
+    from defendpp import paper, schedule, study
+    from defendpp.study import Place
+
+    known = (*paper.TABLES, *paper.FIGURES)
+    if unknown := [name for name in names if name not in (*known, "all")]:
+        raise ValueError(f"{unknown[0]!r} is none of the study's tables and figures: {', '.join(known)}, all")
+    wanted = study.NAMES if "all" in names else tuple(dict.fromkeys(names))
+    place = Place(results.absolute(), work.absolute())
+    if not show:
+        jobs = study.plan(wanted, scale)
+        left = study.missing(jobs, place)
+        if dry_run:
+            schedule.listing(jobs, left, place, workers)
+            return
+        if left:
+            do = schedule.Doing(
+                place, data_root.absolute() if data_root else None, _device(device), workers == 1 and not ray
+            )
+            schedule.run(left, [job for job in jobs if job not in left], do, workers=workers, address=ray)
+    for name in wanted:
+        _print_reproduced(name, scale, place)
+
+
+def _print_reproduced(name: str, scale: Literal["cpu", "paper"], place: "Place") -> None:
+    from rich.console import Console
+
+    from defendpp import paper, study_report
+
+    console = Console()
+    if name in paper.TABLES:
+        console.print(study_report.write_table(name, scale, place))
+    else:
+        console.print(study_report.write_figure(name, scale, place))
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; every foreseeable trouble ends in one sentence and an exit code that is not 0."""
     commands: dict[str, Callable[..., None]] = {
@@ -240,6 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
         "attack": attack,
         "evaluate": evaluate,
         "report": report,
+        "reproduce": reproduce,
     }
     try:
         tyro.extras.subcommand_cli_from_dict(

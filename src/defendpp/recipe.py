@@ -24,12 +24,13 @@ class Recipe:
     stem: Literal["halve", "full"] = "halve"
     """Of the paper's ResNets: every block halves the resolution, or the first keeps it (stride-1 stem)."""
     pretrained: bool = False
-    """Start from the published weights of a timm or torchvision network."""
+    """Start from the published weights of a timm or torchvision network; with 0 epochs, leave them as they are."""
     start: str | None = None
-    """Start from the classifier in this run folder, of the same network and data."""
+    """Start from the classifier of this run, of the same network and data: a folder, or one beside this run's."""
 
-    defence: Literal["none", "defend", "adversarial"] = "none"
-    """none: cross-entropy (with noise: Gaussian augmentation). defend: Defend++. adversarial: on attacked images."""
+    defence: Literal["none", "defend", "adversarial", "comdefend"] = "none"
+    """none: cross-entropy (with noise: Gaussian augmentation). defend: Defend++. adversarial: on attacked images.
+    comdefend: ComDefend in front of the classifier of `start`, which stays as it is; width 64 is the published one."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the input, in pixel units; Defend++ rebuilds the clean image."""
     clip_noise: bool = False
@@ -57,6 +58,9 @@ class Recipe:
     """Adversarial training: steps of pgd (default 7) or ddn (default 20)."""
     clean_weight: float = 0.0
     """Adversarial training: weight of the clean batch in the loss; 0.5 is usual with fgsm."""
+    attacked_run: str | None = None
+    """Adversarial training on a fixed set: what the attack makes once of the training images on the classifier of this
+    run (a folder, or one beside this run's), rounded to 8 bits, together with the clean images."""
 
     learning: Literal["joint", "alternating"] = "joint"
     """All terms together, or first cycles of auto-encoder and classifier in turn (section 3.4)."""
@@ -76,10 +80,12 @@ class Recipe:
     """Epochs between the steps of the step schedule."""
     batch_size: int = 256
     """Images a step."""
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    """Adam is what ComDefend was published with."""
     momentum: float = 0.9
     """Of SGD."""
     weight_decay: float = 5e-4
-    """Of SGD."""
+    """Of either optimizer."""
     clip_norm: float | None = None
     """Clip the gradient to this norm."""
     augment: Literal["none", "crop", "crop-flip"] = "none"
@@ -94,7 +100,8 @@ class Recipe:
     def check(self) -> None:
         """Refuse, in one sentence, numbers that cannot work: a `ValueError`."""
         for name in ("width", "batch_size", "epochs", "decay_every", "learning_rate"):
-            if not getattr(self, name) > 0:
+            is_untrained = name == "epochs" and self.epochs == 0 and self.pretrained and self.defence == "none"
+            if not getattr(self, name) > 0 and not is_untrained:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
         for name in ("noise", "full_scale_weight", "scale_weight", "momentum", "weight_decay"):
             if not getattr(self, name) >= 0:
@@ -112,7 +119,17 @@ class Recipe:
                 f"attack_steps must be at least 1, and only pgd and ddn have them, not {self.attack_steps}"
             )
         if self.learning == "alternating" and self.defence != "defend":
-            raise ValueError('alternating learning needs a decoder: defence "defend", not "none"')
+            raise ValueError(f'alternating learning needs a decoder: defence "defend", not "{self.defence}"')
+        if self.attacked_run is not None and (self.defence != "adversarial" or self.clean_weight):
+            raise ValueError(
+                'a fixed set of attacked images needs the defence "adversarial" and no clean_weight, since the clean '
+                f'images are part of it, but got "{self.defence}" and {self.clean_weight}'
+            )
+        if self.defence == "comdefend" and (self.start is None or self.noise):
+            raise ValueError(
+                f"ComDefend goes in front of the classifier of a run, start, and has noise of its own, but start is "
+                f"{self.start} and noise {self.noise}"
+            )
 
     @property
     def hash(self) -> str:
@@ -123,7 +140,12 @@ class Recipe:
 
     def __str__(self) -> str:
         """What tables call the network by default."""
-        names = {"none": [], "defend": ["Defend++"], "adversarial": [f"Adv. {self.attack.upper()}"]}
+        names = {
+            "none": [],
+            "defend": ["Defend++"],
+            "adversarial": [f"Adv. {self.attack.upper()}{', fixed set' if self.attacked_run else ''}"],
+            "comdefend": ["ComDefend"],
+        }
         parts = names[self.defence]
         parts += [f"noise {self.noise:g}"] if self.noise else []
         return " + ".join(parts) or "no defence"

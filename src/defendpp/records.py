@@ -4,7 +4,7 @@ A job (one network, one attack, one source) writes one parquet file once; a stud
 job whose file exists need not run again. Distances and budgets are in pixel units, images in [0, 1].
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 from pathlib import Path
@@ -98,8 +98,8 @@ def _require(frame: pd.DataFrame, column: str, holds: "pd.Series[bool]", expecte
         raise ValueError(f"column {column!r} {expected}, but is {value!r} for image {image} of {network!r}")
 
 
-def write(frame: pd.DataFrame, path: str | Path) -> None:
-    """Write valid records to one parquet file, whole or not at all.
+def write(frame: pd.DataFrame, path: str | Path, about: Mapping[str, str] | None = None) -> None:
+    """Write valid records to one parquet file, whole or not at all, with `about` as the file's metadata.
 
     Writing the same records again changes nothing; other records raise FileExistsError, and the file stays as it is.
     """
@@ -109,7 +109,8 @@ def write(frame: pd.DataFrame, path: str | Path) -> None:
         if not read(path).equals(frame.reset_index(drop=True)):
             raise FileExistsError(f"{path} holds other records; remove it, or choose another name")
         return
-    table = pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False).replace_schema_metadata(None)
+    table = pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False)
+    table = table.replace_schema_metadata(dict(about) if about else None)
     write_whole(path, lambda partial: pq.write_table(table, partial, compression="zstd", use_dictionary=True))
     del table
     pa.default_memory_pool().release_unused()  # or memory grows with every job
@@ -155,20 +156,56 @@ class Accuracy:
 
 
 def accuracy(correct: Bool[np.ndarray, " image"]) -> Accuracy:
-    """Share of true values with its 95 % interval (Wilson 1927): the p within z standard errors *of p* of the share.
-
-    Unlike share +- z sqrt(share (1 - share) / n) it stays in [0, 1] and is not empty at 0 or n.
-    """
+    """Share of true values with its 95 % interval, `wilson`."""
     n = len(correct)
     if n == 0:
         raise ValueError("accuracy needs at least one image, but got none")
     share = int(correct.sum()) / n
+    return Accuracy(int(correct.sum()), n, share, *wilson(share, n))
+
+
+@dataclass(frozen=True)
+class MeanAccuracy:
+    """Mean accuracy of networks that differ in their seed, on the same `n` images, with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    seeds: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}], {self.seeds} seeds"
+
+
+def mean_accuracy(by_seed: Sequence[Bool[np.ndarray, " image"]]) -> MeanAccuracy:
+    """The mean over at least two seeds, and where the next seed's mean would be looked for.
+
+    The interval is Student's over the seeds, or Wilson's over the images where that is wider: three seeds that agree by
+    chance do not make n images tell more than they can.
+    """
+    from scipy.stats import t
+
+    sizes = [len(values) for values in by_seed]
+    if len(sizes) < 2 or len(set(sizes)) > 1:
+        raise ValueError(f"a mean over seeds needs two or more networks on the same images, but got {sizes}")
+    each = [accuracy(values) for values in by_seed]
+    shares = np.array([one.value for one in each])
+    n, mean = each[0].n, float(shares.mean())
+    half = float(t.ppf(0.975, len(shares) - 1) * shares.std(ddof=1) / sqrt(len(shares)))
+    low, high = wilson(mean, n)
+    return MeanAccuracy(mean, max(0.0, min(low, mean - half)), min(1.0, max(high, mean + half)), n, len(shares))
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of `n` images (Wilson 1927): the p within z standard errors *of p* of the share.
+
+    Unlike share +- z sqrt(share (1 - share) / n) it stays in [0, 1] and is not empty at 0 or 1.
+    """
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    # At 0 and n the bound is the share itself, and rounding must not push it past.
-    return Accuracy(
-        int(correct.sum()), n, share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
-    )
+    # At 0 and 1 the bound is the share itself, and rounding must not push it past.
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
 @dataclass(frozen=True)

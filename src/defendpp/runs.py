@@ -18,11 +18,12 @@ import torch
 from torch import nn
 
 from defendpp import networks, threats
-from defendpp.data import Data, crop_and_flip, digest
-from defendpp.data.images import Augment
+from defendpp.data import Data, Images, crop_and_flip, digest
+from defendpp.data.images import Augment, InMemory
 from defendpp.execution import Execution
 from defendpp.files import ENDING, write_whole
 from defendpp.objective import Defend, Objective, adversarial_cross_entropy, cross_entropy, defend
+from defendpp.purifier import ComDefend, Purified, purification
 from defendpp.recipe import Recipe
 from defendpp.training import (
     Fitted,
@@ -57,8 +58,10 @@ class Run:
     """Of the test images that it was not trained on."""
 
 
-def build_classifier(recipe: Recipe, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    """The recipe's classifier with its initial weights, which depend on the seed alone (or on `start`)."""
+def build_classifier(
+    recipe: Recipe, classes: int, image_shape: tuple[int, int, int], start: Path | None = None
+) -> nn.Module:
+    """The recipe's classifier with its initial weights, which depend on the seed alone, or those of the run `start`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         classifier = networks.build(
@@ -68,10 +71,12 @@ def build_classifier(recipe: Recipe, classes: int, image_shape: tuple[int, int, 
             image_size=image_shape[1],
             width=recipe.width,
             stem=recipe.stem,
-            pretrained=recipe.pretrained,
+            pretrained=recipe.pretrained and start is None,
         )
-    if recipe.start is not None:
-        networks.load_weights(classifier, Path(recipe.start) / "classifier.safetensors")
+        if start is not None:
+            networks.load_weights(classifier, start / "classifier.safetensors")
+        if recipe.defence == "comdefend":
+            return Purified(ComDefend(image_shape[0], width=recipe.width / 64), classifier.requires_grad_(False))
     return classifier
 
 
@@ -80,7 +85,9 @@ def build_objective(recipe: Recipe, classifier: nn.Module, image_shape: tuple[in
     if recipe.defence == "none":
         return partial(cross_entropy, noise=recipe.noise, clip=recipe.clip_noise)
     if recipe.defence == "adversarial":
-        return _adversarial(recipe, image_shape)
+        return cross_entropy if recipe.attacked_run is not None else _adversarial(recipe, image_shape)
+    if recipe.defence == "comdefend":
+        return purification
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed + 1)  # not the classifier's own random numbers again
         return defend(
@@ -118,6 +125,7 @@ def train(
     in it is changed then. Raises what `Recipe.check`, the parts' builders and `fit` raise.
     """
     recipe.check()
+    start, attacked_run = (_beside(folder, other) for other in (recipe.start, recipe.attacked_run))
     if len(data.train) < 2 or len(data.validation) < 1:
         raise ValueError(
             f"{data.name} has {len(data.train)} training and {len(data.validation)} validation images, too few to train"
@@ -137,30 +145,38 @@ def train(
         "data_digest": test_digest,
     }
     _check_folder(folder, heading)
-    if recipe.start is not None and not (Path(recipe.start) / "classifier.safetensors").exists():
-        raise FileNotFoundError(f"start {recipe.start} is no folder of a finished run: no classifier.safetensors in it")
-    classifier = build_classifier(recipe, len(data.classes), image_shape)
+    classifier = build_classifier(recipe, len(data.classes), image_shape, start)
     objective = build_objective(recipe, classifier, image_shape)
+    if attacked_run is not None:
+        source = build_classifier(
+            dataclasses.replace(recipe, pretrained=False), len(data.classes), image_shape, attacked_run
+        )
+        images = _with_attacked(images, source, _attack(recipe, image_shape))
     _write_json(folder / "run.json", heading)
-    fitted = fit(
-        classifier,
-        objective,
-        images,
-        data.validation,
-        phases=_phases(recipe),
-        learning_rate=_learning_rate(recipe),
-        folder=folder,
-        batch_size=recipe.batch_size,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        clip_norm=recipe.clip_norm,
-        augment=_augment(recipe),
-        seed=recipe.seed,
-        execution=execution,
-        accelerator=accelerator,
-        devices=devices,
-        nodes=nodes,
-        progress=progress,
+    fitted = (
+        Fitted(_accuracy(classifier, data.validation), len(data.validation), 0, 0, 0.0, "eager")
+        if recipe.epochs == 0
+        else fit(
+            classifier,
+            objective,
+            images,
+            data.validation,
+            phases=_phases(recipe),
+            learning_rate=_learning_rate(recipe),
+            folder=folder,
+            batch_size=recipe.batch_size,
+            optimizer=recipe.optimizer,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            clip_norm=recipe.clip_norm,
+            augment=_augment(recipe),
+            seed=recipe.seed,
+            execution=execution,
+            accelerator=accelerator,
+            devices=devices,
+            nodes=nodes,
+            progress=progress,
+        )
     )
     hardened = objective.cpu() if isinstance(objective, Defend) else None
     classifier.cpu()
@@ -171,7 +187,7 @@ def train(
         about = {"recipe": recipe.hash, "network": recipe.network}
         networks.save(classifier, folder / "classifier.safetensors", about, overwrite=True)
         _write_json(folder / "run.json", {**heading, "result": dataclasses.asdict(fitted)})
-        shutil.rmtree(folder / "checkpoints")  # only after the result is on disk
+        shutil.rmtree(folder / "checkpoints", ignore_errors=recipe.epochs == 0)  # only after the result is on disk
     shown = name or str(recipe)
     id_ = fingerprint(classifier)
     return Run(shown, recipe, classifier, hardened, data.classes, image_shape, fitted, id_, test_digest)
@@ -192,7 +208,7 @@ def load_run(folder: Path) -> Run:
     except (KeyError, TypeError) as problem:
         raise ValueError(f"{folder / 'run.json'} was not written by this version of defendpp: {problem}") from problem
     shape = (channels, height, width)
-    classifier = build_classifier(dataclasses.replace(recipe, start=None, pretrained=False), len(classes), shape)
+    classifier = build_classifier(dataclasses.replace(recipe, pretrained=False), len(classes), shape)
     objective = build_objective(recipe, classifier, shape)
     networks.load_weights(classifier, folder / "classifier.safetensors")
     hardened = objective if isinstance(objective, Defend) else None
@@ -234,14 +250,54 @@ def _check_folder(folder: Path, heading: dict[str, Any]) -> None:
 
 
 def _adversarial(recipe: Recipe, image_shape: tuple[int, int, int]) -> Objective:
-    epsilon = recipe.attack_epsilon
+    attack = _attack(recipe, image_shape)
+    if recipe.attack != "ddn":
+        return partial(adversarial_cross_entropy, attack=attack, clean_weight=recipe.clean_weight)
+    usual = 2.4 if image_shape[0] == 1 else 1.0  # Rony et al. 2019, section 5
+    longest = usual if recipe.attack_epsilon is None else recipe.attack_epsilon
+    return partial(adversarial_cross_entropy, attack=attack, clean_weight=recipe.clean_weight, max_norm=longest)
+
+
+def _attack(recipe: Recipe, image_shape: tuple[int, int, int]) -> threats.Attack:
+    """What adversarial training attacks with."""
     if recipe.attack == "ddn":
-        longest = epsilon if epsilon is not None else 2.4 if image_shape[0] == 1 else 1.0  # Rony et al. 2019, section 5
-        attack = threats.ddn(steps=recipe.attack_steps or 20)
-        return partial(adversarial_cross_entropy, attack=attack, clean_weight=recipe.clean_weight, max_norm=longest)
-    budget = threats.usual_epsilon(image_shape) if epsilon is None else epsilon
-    attack = threats.fgsm(budget) if recipe.attack == "fgsm" else threats.pgd(budget, steps=recipe.attack_steps or 7)
-    return partial(adversarial_cross_entropy, attack=attack, clean_weight=recipe.clean_weight)
+        return threats.ddn(steps=recipe.attack_steps or 20)
+    epsilon = threats.usual_epsilon(image_shape) if recipe.attack_epsilon is None else recipe.attack_epsilon
+    return threats.fgsm(epsilon) if recipe.attack == "fgsm" else threats.pgd(epsilon, steps=recipe.attack_steps or 7)
+
+
+def _with_attacked(images: Images, source: nn.Module, attack: threats.Attack, batch_size: int = 500) -> Images:
+    """The images, and after them what `attack` makes of each on `source`, all in memory with 8 bits a pixel."""
+    source.eval()
+    generator = torch.Generator().manual_seed(0)
+    random = {"generator": generator} if attack.is_random else {}
+    clean, attacked = [], []
+    for positions in torch.arange(len(images)).split(batch_size):
+        pixels, labels = images.batch(positions)
+        clean.append((255 * pixels).round().byte())
+        attacked.append((255 * attack.run(source, pixels, labels, **random).images).round().byte())
+    rows = torch.arange(2 * len(images))
+    labels, index = images.labels.repeat(2), images.index.repeat(2)
+    return Images(InMemory(torch.cat([*clean, *attacked])), rows, labels, index)
+
+
+def _beside(folder: Path, other: str | None) -> Path | None:
+    """The folder of another run, given as a path, or by its name where it lies beside this one."""
+    if other is None:
+        return None
+    for place in (Path(other), folder.parent / other):
+        if (place / "classifier.safetensors").is_file():
+            return place
+    raise FileNotFoundError(f"{other} is no folder of a finished run: no classifier.safetensors in it")
+
+
+@torch.inference_mode()
+def _accuracy(classifier: nn.Module, images: Images) -> float:
+    correct = 0
+    for positions in torch.arange(len(images)).split(100):
+        pixels, labels = images.batch(positions)
+        correct += int((classifier.eval()(pixels).argmax(1) == labels).sum())
+    return correct / len(images)
 
 
 def _phases(recipe: Recipe) -> list[Phase]:

@@ -1,12 +1,15 @@
 """Attacks with all their settings, as evaluations and records name them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
+from torch import Tensor, nn
+
 from defendpp import attacks
 from defendpp.attacks import AttackResult
+from defendpp.attacks.engine import attacking, recheck
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,21 @@ def minimal_pgd(
     """PGD at the smallest L∞ radius of each image: the whole security curve from one run."""
     run = partial(attacks.minimal_pgd, steps=steps, upper=upper, loss=loss)
     return Attack("minimal_pgd", "linf", None, run.keywords, run, is_random=False)
+
+
+def rounded(attack: Attack, levels: int = 256) -> Attack:
+    """`attack`, its images then rounded to `levels` values a pixel, as a file of 8 bits holds them (256)."""
+    run = partial(_run_rounded, attack.run, levels)
+    return replace(attack, settings={**attack.settings, "levels": levels}, run=run)
+
+
+def _run_rounded(
+    run: Callable[..., AttackResult], levels: int, model: nn.Module, images: Tensor, labels: Tensor, **random: Any
+) -> AttackResult:
+    result = run(model, images, labels, **random)
+    stored = (result.images * (levels - 1)).round() / (levels - 1)
+    with attacking(model, stored, labels) as (classify, stored, labels):
+        return AttackResult(stored, recheck(classify, stored, labels, targeted=False), result.queries + 1)
 
 
 def _fixed(

@@ -106,6 +106,7 @@ def fit(
     learning_rate: LearningRate,
     folder: Path | str,
     batch_size: int = 256,
+    optimizer: Literal["sgd", "adam"] = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     clip_norm: float | None = None,
@@ -117,17 +118,18 @@ def fit(
     nodes: int = 1,
     progress: bool = True,
 ) -> Fitted:
-    """Train `classifier` (and the objective's own modules) by SGD and leave both with the weights of the best epoch.
+    """Train `classifier` (and the objective's own modules) and leave both with the weights of the best epoch.
 
     Best is the highest accuracy on the clean validation images, among equals the lowest cross-entropy. `folder`
     receives `checkpoints/last.ckpt` after each epoch, from which a second call with the same settings resumes (or,
     after the last epoch, reads the result), and logs for TensorBoard and as CSV, one version a start. Both modules end
     in eval mode; the global random state is left as found.
 
-    execution: how steps are computed; "auto" measures which way is the fastest here, says so, and keeps to it when it
-    resumes. devices, nodes: with more than one, each device on each node is a process with its share of every batch
-    (Lightning's DDP, which starts the program again for each); batch_size stays that of all together. Losses are those
-    of one process, save that each has its own random numbers (noise, augmentation, dropout) and batch statistics.
+    optimizer: SGD with `momentum`, or Adam with its usual betas. execution: how steps are computed; "auto" measures
+    which way is the fastest here, says so, and keeps to it when it resumes. devices, nodes: with more than one, each
+    device on each node is a process with its share of every batch (Lightning's DDP, which starts the program again for
+    each); batch_size stays that of all together. Losses are those of one process, save that each has its own random
+    numbers (noise, augmentation, dropout) and batch statistics.
 
     Raises `ValueError` for settings that cannot work and for a checkpoint of other settings, `DivergedError` where the
     loss is not finite, and `KeyboardInterrupt` when interrupted, after which the same call resumes.
@@ -160,6 +162,7 @@ def fit(
         phases=phases,
         learning_rate=learning_rate,
         batch_size=min(batch_size, len(train)),
+        optimizer=optimizer,
         momentum=momentum,
         weight_decay=weight_decay,
         augment=augment,
@@ -170,6 +173,7 @@ def fit(
         "phases": [[phase.epochs, phase.terms] for phase in phases],
         "learning rates": [learning_rate(epochs * i / 16) for i in range(16)],
         "batch size": batch_size,
+        "optimizer": optimizer,
         "momentum": momentum,
         "weight decay": weight_decay,
         "gradient norm": clip_norm,
@@ -250,6 +254,7 @@ class _Loop(lightning.LightningModule):
         phases: Sequence[Phase],
         learning_rate: LearningRate,
         batch_size: int,
+        optimizer: Literal["sgd", "adam"],
         momentum: float,
         weight_decay: float,
         augment: Augment | None,
@@ -265,6 +270,7 @@ class _Loop(lightning.LightningModule):
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.steps = len(train) // batch_size  # a last small batch would unsettle batch normalisation
+        self.optimizer = optimizer
         self.momentum = momentum
         self.weight_decay = weight_decay
         self.augment = augment
@@ -291,7 +297,12 @@ class _Loop(lightning.LightningModule):
         self.computed = executed(self.objective, self.execution)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.SGD(self.parameters(), lr=1.0, momentum=self.momentum, weight_decay=self.weight_decay)
+        settings: dict[str, Any] = {"lr": 1.0, "weight_decay": self.weight_decay}
+        optimizer: torch.optim.Optimizer
+        if self.optimizer == "sgd":
+            optimizer = torch.optim.SGD(self.parameters(), momentum=self.momentum, **settings)
+        else:
+            optimizer = torch.optim.Adam(self.parameters(), **settings)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.learning_rate(step / self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -376,7 +387,7 @@ class _Loop(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, value in self.settings.items():
-            if checkpoint["settings"][name] != value:
+            if checkpoint["settings"].get(name) != value:
                 raise ValueError(
                     f"the checkpoint to resume from has another setting of {name}: choose another folder, or remove it"
                 )

@@ -73,7 +73,7 @@ def load(
             `<class>/<image>` or `{train,val,test}/<class>/<image>`; a parquet file or a folder of them in the layout of
             the Hugging Face hub; or the NIPS 2017 folder (`images.csv` and `images/`), all of it test images.
         root: the folder that holds, or gets, downloaded sets (default: a cache folder of the user); a relative path as
-            `name` is looked up in it if it is given.
+            `name` is looked up in it if it is given. A named set may also lie there as a folder of parquet files.
         image_size: resize the short side to this many pixels and crop the centre; needed where images differ in size.
         seed: of the division into splits.
         download: fetch a named set that is not in root.
@@ -85,10 +85,10 @@ def load(
     """
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size is {image_size}, expected at least 1.")
-    path = Path(root or "", name).expanduser()
+    path = Path(root or (cache_folder() if name in DOWNLOADED else ""), name).expanduser()
     if name == "mnist-5k":
         parts, classes = embedded_digits(image_size)
-    elif name in DOWNLOADED:
+    elif name in DOWNLOADED and not any(path.glob("*.parquet")):
         parts, classes = downloaded(str(name), Path(root or cache_folder()).expanduser(), image_size, download)
     elif not path.exists():
         if isinstance(name, Path) or os.sep in name or "." in name:

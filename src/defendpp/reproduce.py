@@ -1,0 +1,198 @@
+"""Do the jobs of a study: those that are missing, in order on one machine or side by side on a Ray cluster.
+
+Each job writes its file whole or not at all, and is found done the next time.
+"""
+
+import json
+import shutil
+import time
+from dataclasses import replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from defendpp import data as datasets
+from defendpp import evaluation, figure_data, paper, records
+from defendpp.data import Data, Images
+from defendpp.evaluation import Network, Progress
+from defendpp.execution import Execution
+from defendpp.files import write_whole
+from defendpp.purifier import Purified
+from defendpp.runs import Run, load_run, train
+from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training
+from defendpp.threats import Attack
+
+TESTED_ON = {"imagenet-1000": "nips2017", "imagenet": "nips2017"}
+"""Training data whose test images are another set's: the paper's are those of the NIPS 2017 competition."""
+
+EXECUTION: dict[str, Execution] = {"mnist": "channels-last", "cifar10": "bfloat16", "imagenet": "channels-last"}
+"""Of every training: stated, not measured, so that all networks of a table are computed in the same way."""
+
+DIGITS = 5
+"""Decimals of the distances that are kept."""
+
+
+def perform(
+    job: Job,
+    place: Place,
+    *,
+    data_root: Path | None = None,
+    device: str | None = None,
+    bar: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Do one job, whose needs are done. Raises what training and measuring raise, and leaves no file then."""
+    if isinstance(job, Training):
+        _train(job, place, data_root, device, bar)
+    elif isinstance(job, Making):
+        _make(job, place, data_root, device, progress)
+    elif isinstance(job, Measurement):
+        _measure(job, place, data_root, device, progress)
+    else:
+        _picture(job, place, data_root)
+
+
+def _train(job: Training, place: Place, data_root: Path | None, device: str | None, bar: bool) -> None:
+    recipe = job.subject.recipe
+    folder = place.run(recipe)
+    if not _is_finished(folder):
+        loaded = _data(recipe.data, data_root, recipe.image_size, recipe.split_seed)
+        accelerator = "auto" if device is None else "gpu" if device.startswith("cuda") else device
+        train(
+            recipe,
+            loaded,
+            folder,
+            name=str(job.subject),
+            execution=EXECUTION[job.subject.data],
+            accelerator=accelerator,
+            progress=bar,
+        )
+    job.file(place).parent.mkdir(parents=True, exist_ok=True)
+    write_whole(job.file(place), lambda path: path.write_text((folder / "run.json").read_text()))
+
+
+def _make(job: Making, place: Place, data_root: Path | None, device: str | None, progress: Progress | None) -> None:
+    source = _network(_run(place.run(job.source.recipe)), job.source)
+    split = _test_images(job.source, data_root, job.images)
+    started = time.monotonic()
+    settings: dict[str, Any] = {"data": job.source.data, "device": device, "progress": progress}
+    for _ in evaluation.adversarial_set(source, job.attack, split, place.work / "sets", **settings):
+        pass
+    folder = evaluation.set_folder(source, job.attack, split, place.work / "sets", data=job.source.data)
+    text = json.dumps({"folder": folder.name, "made": str(job), "seconds": time.monotonic() - started}) + "\n"
+    write_whole(job.file(place), lambda path: path.write_text(text))
+
+
+def _measure(
+    job: Measurement, place: Place, data_root: Path | None, device: str | None, progress: Progress | None
+) -> None:
+    split = _test_images(job.target, data_root, job.images)
+    run = _run(place.run(job.target.recipe))
+    target = _network(run, job.target)
+    settings: dict[str, Any] = {"data": job.target.data, "scale": job.target.scale, "device": device}
+    started = time.monotonic()
+    if job.attack is None:
+        frame = evaluation.clean_records(target, split, **settings)
+    else:
+        attack, source = job.attack, target
+        if job.through == "bare":
+            assert isinstance(run.classifier, Purified)
+            attack = _on_reformed(attack, run.classifier)
+            target = source = evaluation.network(f"{job.target}, bare", run.classifier.classifier)
+        elif job.through:
+            assert isinstance(run.classifier, Purified)
+            attack = replace(attack, settings={**attack.settings, "gradient": job.through})
+            source = replace(target, model=run.classifier.attacked_through(job.through))
+        elif not job.is_white_box:
+            source = _network(_run(place.run(job.source.recipe)), job.source)
+        sets = place.work / "sets"
+        made = evaluation.attacked_records([target], source, attack, split, sets, progress=progress, **settings)
+        frame = made[target.id]
+        if job.target.role == "comdefend" and not job.is_white_box:
+            frame["knowledge"] = "gray-box"  # the attacker knows the classifier and not what stands before it
+        if job.is_white_box and job.target.role != "source":  # nobody else looks at this set
+            shutil.rmtree(evaluation.set_folder(source, attack, split, sets, data=job.target.data))
+    frame[["l2", "linf"]] = frame[["l2", "linf"]].round(DIGITS)
+    records.write(frame, job.file(place), about={"seconds": f"{time.monotonic() - started:.1f}", "job": str(job)})
+
+
+def _on_reformed(attack: Attack, purified: Purified) -> Attack:
+    """`attack` on the bare classifier, from the images as the purifier reforms them."""
+
+    def run(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, **random: Any) -> Any:
+        with torch.no_grad():
+            reformed = purified.purifier(images)
+        return attack.run(model, reformed, labels, **random)
+
+    return replace(attack, settings={**attack.settings, "images": "reformed"}, run=run)
+
+
+def _picture(job: Picture, place: Place, data_root: Path | None) -> None:
+    if job.figure == "figure2":
+        subjects = [Subject("source", data, "resnet18", paper.SOURCE_SEED, job.scale) for data in ("mnist", "cifar10")]
+        firsts = {each.data: _test_images(each, data_root, None).batch([0])[0][0] for each in subjects}
+        arrays = {
+            f"{data} {name}": array
+            for data, image in firsts.items()
+            for name, array in figure_data.frequencies(image).items()
+        }
+    else:
+        source = _run(place.run(job.subjects[0].recipe)).classifier
+        split = _test_images(job.subjects[0], data_root, None)
+        attacks = paper.attacks("mnist")
+        images, labels = split.batch(range(8))
+        if job.figure == "figure5":
+            shown = [attacks[name] for name in ("FGSM", "BIM", "C&W", "DDN")]
+            arrays = figure_data.examples(source, images, labels, shown)
+        else:
+            ours = _run(place.run(job.subjects[1].recipe))
+            assert ours.objective is not None
+            if job.figure == "figure7":
+                adversarial = attacks["FGSM"].run(source, images, labels).images
+                arrays = figure_data.reconstructions(ours.classifier, ours.objective, images, adversarial)
+            else:
+                arrays = {}
+                for name, attacked in (("transfer", source), ("white-box", ours.classifier)):
+                    pieces = (
+                        (clean, attacks["FGSM"].run(attacked, clean, labels).images)
+                        for clean, labels in (split.batch(part) for part in torch.arange(len(split)).split(500))
+                    )
+                    found = figure_data.removal(ours.classifier, ours.objective, pieces)
+                    arrays |= {f"{name} {key}": array for key, array in found.items()}
+    write_whole(job.file(place), partial(_save_arrays, arrays))
+
+
+def _save_arrays(arrays: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # given a name, NumPy would append its own ending
+        np.savez_compressed(file, **arrays)
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return "result" in json.loads((folder / "run.json").read_text())
+    except FileNotFoundError:
+        return False
+
+
+@lru_cache(maxsize=2)
+def _data(name: str, root: Path | None, image_size: int | None, seed: int) -> Data:
+    return datasets.load(name, root=root, image_size=image_size, seed=seed)
+
+
+def _test_images(subject: Subject, root: Path | None, images: int | None) -> Images:
+    recipe = subject.recipe
+    name = TESTED_ON.get(recipe.data, recipe.data)
+    split = _data(name, root, recipe.image_size, recipe.split_seed).test
+    return split if images is None else split.take(images)
+
+
+@lru_cache(maxsize=4)
+def _run(folder: Path) -> Run:
+    return load_run(folder)
+
+
+def _network(run: Run, subject: Subject) -> Network:
+    return Network(str(subject), run.classifier, run.id)

@@ -1,0 +1,259 @@
+"""Do the missing jobs of a study in order, or side by side on Ray, and say how long what is left will take."""
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pyarrow.parquet as pq
+import rich.progress
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from torch.utils.flop_counter import FlopCounterMode
+
+from defendpp import networks
+from defendpp.evaluation import Progress
+from defendpp.purifier import ComDefend
+from defendpp.reproduce import perform
+from defendpp.study import Job, Making, Measurement, Picture, Place, Training
+
+SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "imagenet": (3, 224, 224)}
+TEST_IMAGES = {"mnist": 10_000, "cifar10": 10_000, "imagenet": 300}
+TRAINING_IMAGES = {"mnist": 55_000, "cifar10": 45_000, "imagenet": 10_000, "imagenet-1000": 700}
+RATE = 2e10
+"""FLOP a second of one core, until finished jobs tell."""
+
+Do = Callable[[Job], None]
+Told = Callable[[Job, BaseException | None], None]
+"""Called after each job, with what it failed of."""
+
+
+@dataclass(frozen=True)
+class Doing:
+    """Do a job: `reproduce.perform` with all it needs to know, in a form that other processes can be handed."""
+
+    place: Place
+    data_root: Path | None
+    device: str | None
+    bar: bool
+    """Show each job's own progress."""
+
+    def __call__(self, job: Job) -> None:
+        """Do `job`."""
+        if not self.bar:
+            perform(job, self.place, data_root=self.data_root, device=self.device)
+            return
+        if isinstance(job, Training):
+            perform(job, self.place, data_root=self.data_root, device=self.device, bar=True)
+            return
+        with shown() as progress:
+            perform(job, self.place, data_root=self.data_root, device=self.device, progress=progress)
+
+
+def run(left: Sequence[Job], done: Sequence[Job], do: Doing, *, workers: int = 1, address: str | None = None) -> None:
+    """Do the jobs that are left, saying which is done and how long the others will take.
+
+    In order, or with several workers or a cluster's address `on_ray`. A job that fails does not stop those that do not
+    need it; `RuntimeError` in the end says how many failed and why the first did.
+    """
+    waiting = {job.key: job for job in left}
+    finished = list(done)
+    first: list[str] = []
+
+    def told(job: Job, problem: BaseException | None) -> None:
+        del waiting[job.key]
+        if problem is None:
+            finished.append(job)
+            outcome = "done"
+        else:
+            outcome = f"failed: {' '.join(str(problem).split())}"
+            first.append(f"{job}: {problem}")
+        hours = seconds_left([*waiting.values()], finished[-200:], do.place) / workers
+        print(f"[{len(left) - len(waiting)}/{len(left)}, {spoken(hours)} left] {job}: {outcome}", flush=True)
+
+    failed = (
+        in_order(left, do, told)
+        if workers == 1 and address is None
+        else on_ray(left, do, told, address=address, workers=workers)
+    )
+    if failed:
+        raise RuntimeError(f"{failed} of {len(left)} jobs failed, the first: {first[0]}")
+
+
+def listing(jobs: Sequence[Job], left: Sequence[Job], place: Place, workers: int = 1) -> None:
+    """Print every job, whether it is done, and how long the others will take."""
+    waiting = {job.key for job in left}
+    done = [job for job in jobs if job.key not in waiting]
+    for job in jobs:
+        state = "to do" if job.key in waiting else "done" if job.is_done(place) else "not needed"
+        print(f"{state:10}  {job}")
+    hours = seconds_left(left, done, place) / workers
+    print(f"{len(jobs)} jobs, {len(left)} to do: about {spoken(hours)} on {workers} worker{'s' * (workers > 1)}")
+
+
+def spoken(duration: float) -> str:
+    """Seconds as hours and minutes."""
+    minutes = round(duration / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
+@contextmanager
+def shown() -> Iterator[Progress]:
+    """A bar for what `evaluation.Progress` is told."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with rich.progress.Progress(*columns, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
+
+
+@cache
+def flops(network: str, width: int, stem: str, defence: str, data: str) -> float:
+    """Multiplications and additions of one image's forward pass."""
+    channels, side, _ = shape = SHAPES[data]
+    with torch.device("meta"):
+        model = networks.build(
+            network,
+            classes=1000 if data == "imagenet" else 10,
+            channels=channels,
+            image_size=side,
+            width=width,
+            stem="full" if stem == "full" else "halve",
+        ).eval()
+        purifier = ComDefend(channels, width=width / 64) if defence == "comdefend" else torch.nn.Identity()
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model(purifier(torch.zeros(1, *shape)))
+    return float(counter.get_total_flops())
+
+
+def cost(job: Job) -> float:
+    """FLOP of a job, roughly: a backward pass costs twice a forward pass, of which half where only images need it."""
+    if isinstance(job, Picture):
+        return 1e13
+    subject = job.subject if isinstance(job, Training) else job.source
+    recipe = subject.recipe
+    once = flops(recipe.network, recipe.width, recipe.stem, recipe.defence, subject.data)
+    if isinstance(job, Training):
+        passes = {"none": 3.0, "comdefend": 3.0, "defend": 4.5}.get(recipe.defence) or 3 + 2 * (
+            {"fgsm": 2, "pgd": 7, "ddn": 20}[recipe.attack] if recipe.attacked_run is None else 1.5
+        )
+        return recipe.epochs * TRAINING_IMAGES.get(recipe.data, 50_000) * passes * once
+    images = job.images or TEST_IMAGES[subject.data]
+    return images * once * (2 + (2 * steps(job) if isinstance(job, Making) or job.is_white_box else 0))
+
+
+def steps(job: Making | Measurement) -> int:
+    """Gradient passes of its attack for one image."""
+    if job.attack is None:
+        return 0
+    settings = job.attack.settings
+    return int(settings.get("iterations", 1) * settings.get("search_steps", 1) * settings.get("steps", 1))
+
+
+def seconds_left(left: Sequence[Job], done: Sequence[Job], place: Place) -> float:
+    """How long the jobs that are left take one after the other, by what those done took: of the same kind and network
+    where there are any, else of the same kind."""
+    rates: dict[tuple[str, ...], list[float]] = defaultdict(list)
+    for job in done:
+        took = seconds(job, place)
+        if took:
+            for key in _likeness(job):
+                rates[key].append(cost(job) / took)
+    typical = {key: median(each) for key, each in rates.items()}
+    return sum(cost(job) / next((typical[key] for key in _likeness(job) if key in typical), RATE) for job in left)
+
+
+def _likeness(job: Job) -> list[tuple[str, ...]]:
+    kind = "training" if isinstance(job, Training) else "attack"
+    if isinstance(job, Picture):
+        return [(kind,)]
+    subject = job.subject if isinstance(job, Training) else job.source
+    is_passive = isinstance(job, Measurement) and not (job.is_white_box and job.attack)
+    kind = "look" if is_passive else kind
+    return [
+        (kind, subject.data, subject.network, subject.recipe.defence),
+        (kind, subject.data, subject.network),
+        (kind,),
+    ]
+
+
+def seconds(job: Job, place: Place) -> float | None:
+    """How long a finished job took, or None where that is not known."""
+    try:
+        if isinstance(job, Training):
+            return float(json.loads(job.file(place).read_text())["result"]["seconds"])
+        if isinstance(job, Measurement):
+            about = pq.read_schema(job.file(place)).metadata or {}
+            return float(about[b"seconds"])
+        if isinstance(job, Making):
+            return float(json.loads(job.file(place).read_text())["seconds"])
+    except (FileNotFoundError, KeyError):
+        pass
+    return None
+
+
+def in_order(jobs: Sequence[Job], do: Do, told: Told) -> int:
+    """Do the jobs one after the other; those that need one that failed are failed too. Returns how many failed."""
+    failed: dict[str, BaseException] = {}
+    for job in jobs:
+        problem = next((failed[each.key] for each in job.needs if each.key in failed), None)
+        if problem is None:
+            try:
+                do(job)
+            except (ValueError, OSError, RuntimeError) as error:
+                problem = error
+        if problem is not None:
+            failed[job.key] = problem
+        told(job, problem)
+    return len(failed)
+
+
+def on_ray(
+    jobs: Sequence[Job], do: Do, told: Told, *, address: str | None = None, workers: int = 2, gpus: int = 0
+) -> int:
+    """`in_order`, but every job as soon as those it needs are done, on a Ray cluster or on `workers` local processes.
+
+    do: picklable; the place it works in must be reachable for all. address: of the cluster ("auto" for the one this
+    machine belongs to). gpus: for each job. Raises `ModuleNotFoundError` without Ray.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("side by side needs Ray: pip install 'defendpp[ray]'") from None
+    local: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
+    try:
+        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_after)
+        refs: dict[str, Any] = {}
+        jobs_of = {}
+        for job in jobs:
+            refs[job.key] = remote.remote(do, job, *(refs[each.key] for each in job.needs if each.key in refs))
+            jobs_of[refs[job.key]] = job
+        failed = 0
+        waiting = list(jobs_of)
+        while waiting:
+            (ready,), waiting = ray.wait(waiting, num_returns=1)
+            try:
+                ray.get(ready)
+                told(jobs_of[ready], None)
+            except ray.exceptions.RayError as error:
+                failed += 1
+                told(jobs_of[ready], getattr(error, "cause", None) or error)
+        return failed
+    finally:
+        ray.shutdown()
+
+
+def _after(do: Do, job: Job, *_needed: None) -> None:
+    do(job)

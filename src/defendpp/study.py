@@ -1,0 +1,328 @@
+"""The study as jobs: which networks and measurements the paper's tables and figures need.
+
+A job is done when its file exists, so that work can stop at any moment and go on, here or elsewhere, and what two
+tables need is done once. Records and the results of trainings are small and are kept (`Place.results`); weights and
+adversarial sets are large and can be made again (`Place.work`). `defendpp.reproduce` does the jobs.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from defendpp import paper, threats
+from defendpp.paper import Column, Row, Scale, Table
+from defendpp.recipe import Recipe
+from defendpp.threats import Attack
+
+NAMES = ("table2", "table1", "table3", "table5", "table7", "variations", *paper.FIGURES, "table6", "table8", "table4")
+"""Tables and figures, those that matter most first."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a study lies."""
+
+    results: Path
+    """What is kept: records, results of trainings, arrays of figures."""
+    work: Path
+    """Weights and adversarial sets."""
+
+    def run(self, recipe: Recipe) -> Path:
+        """The folder of a trained network."""
+        return self.work / "networks" / recipe.hash
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network of the study: what a row of a table is about, with its seed."""
+
+    role: str
+    data: str
+    network: str
+    seed: int
+    scale: Scale
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """How it is trained."""
+        return paper.recipe(self.role, self.data, self.network, self.scale, self.seed)
+
+    @property
+    def source(self) -> "Subject":
+        """The undefended network of the same architecture, which the paper's protocol attacks."""
+        return replace(self, role="source", seed=paper.SOURCE_SEED)
+
+    def __str__(self) -> str:
+        return f"{self.role} ({self.data}, {paper.NETWORKS[self.network]}, seed {self.seed})"
+
+
+@dataclass(frozen=True)
+class Training:
+    """Train a network."""
+
+    subject: Subject
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other job."""
+        return f"training-{self.subject.recipe.hash}"
+
+    @property
+    def needs(self) -> "list[Job]":
+        """The network that it starts from, or whose attacked images it trains on."""
+        recipe, source = self.subject.recipe, self.subject.source
+        return [Training(source)] if source.recipe.hash in (recipe.start, recipe.attacked_run) else []
+
+    def is_done(self, place: Place) -> bool:
+        """Whether weights and result are there."""
+        return self.file(place).exists() and (place.run(self.subject.recipe) / "classifier.safetensors").exists()
+
+    def file(self, place: Place) -> Path:
+        """The result, a copy of the run's `run.json`."""
+        return place.results / "networks" / f"{self.subject.recipe.hash}.json"
+
+    def __str__(self) -> str:
+        return f"train {self.subject}"
+
+
+@dataclass(frozen=True)
+class Making:
+    """Make an adversarial set to be shown to other networks."""
+
+    source: Subject
+    attack: Attack
+    images: int | None
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other job."""
+        return f"set-{_hash(self.source, self.attack, self.images)}"
+
+    @property
+    def needs(self) -> "list[Job]":
+        """Its source."""
+        return [Training(self.source)]
+
+    def is_done(self, place: Place) -> bool:
+        """Whether all pieces of the set are there."""
+        return self.file(place).exists()
+
+    def file(self, place: Place) -> Path:
+        """Written after the last piece; names the set's folder."""
+        return place.work / "sets" / f"{self.key}.json"
+
+    def __str__(self) -> str:
+        return f"make {self.attack} on {self.source}{_counted(self.images)}"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Measure a network on what an attack makes on a source, or on clean images."""
+
+    target: Subject
+    source: Subject
+    attack: Attack | None = None
+    images: int | None = None
+    """Only so many of the test images, a random subset."""
+    through: str = ""
+    """How gradients pass ComDefend: straight-through or identity; "bare": attack and test the classifier behind it on
+    reformed images, which is what the paper's ComDefend-wb does."""
+
+    @cached_property
+    def key(self) -> str:
+        """What tells it from every other job: what determines its records, but no names."""
+        return f"{self.target.recipe.hash}-{_hash(self.source, self.attack, self.images, self.through)}"
+
+    @property
+    def is_white_box(self) -> bool:
+        """Whether the target itself is attacked."""
+        return self.target.recipe == self.source.recipe
+
+    @property
+    def needs(self) -> "list[Job]":
+        """The target, and the images to show to it, where these are made on another network."""
+        trained: list[Job] = [Training(self.target)]
+        if self.attack is None or (self.is_white_box and self.target.role != "source"):
+            return trained
+        return [*trained, Making(self.source, self.attack, self.images)]
+
+    def is_done(self, place: Place) -> bool:
+        """Whether its records are there."""
+        return self.file(place).exists()
+
+    def file(self, place: Place) -> Path:
+        """The records."""
+        return place.results / "records" / f"{self.key}.parquet"
+
+    def __str__(self) -> str:
+        through = f" ({self.through})" if self.through else ""
+        made_on = "" if self.is_white_box or self.attack is None else f" made on {self.source}"
+        return f"{self.attack or 'clean'}{through} on {self.target}{made_on}{_counted(self.images)}"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The arrays of a figure that is no function of records."""
+
+    figure: str
+    scale: Scale
+
+    @property
+    def key(self) -> str:
+        """What tells it from every other job."""
+        return self.figure
+
+    @property
+    def subjects(self) -> list[Subject]:
+        """The source, and where the figure is about the auto-encoder, Defend++."""
+        ours = Subject("ours", "mnist", "resnet18", 1, self.scale)
+        return {"figure2": [], "figure5": [ours.source]}.get(self.figure, [ours.source, ours])
+
+    @property
+    def needs(self) -> "list[Job]":
+        """The networks it shows."""
+        return [Training(each) for each in self.subjects]
+
+    def is_done(self, place: Place) -> bool:
+        """Whether its arrays are there."""
+        return self.file(place).exists()
+
+    def file(self, place: Place) -> Path:
+        """The arrays."""
+        return place.results / "figures" / f"{self.figure}.npz"
+
+    def __str__(self) -> str:
+        return f"arrays of {self.figure}"
+
+
+Job = Training | Making | Measurement | Picture
+
+
+def _hash(source: Subject, attack: Attack | None, images: int | None, through: str = "") -> str:
+    described = attack and [attack.name, attack.norm, attack.epsilon, dict(attack.settings)]
+    parts = [source.recipe.hash, described, images, through]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _counted(images: int | None) -> str:
+    return "" if images is None else f", {images} images"
+
+
+def seeds(row: Row, table: Table, scale: Scale) -> tuple[int, ...]:
+    """Training seeds of a row: three for tables 1 and 2 and what goes with them, else one."""
+    if row.role == "source":
+        return (paper.SOURCE_SEED,)
+    once = table.data != "mnist" or row.network != "resnet18" or row.role in ("ours, alternating", "comdefend-wb")
+    return (1,) if once or scale == "paper" else (1, 2, 3)
+
+
+def count(subject: Subject, attack: str, *, white_box: bool) -> int | None:
+    """How many test images: all (None), or fewer where an attack is dear for a processor."""
+    if subject.scale == "paper" or attack == "Clean":
+        return None
+    if subject.data == "imagenet":
+        return 100 if white_box and attack != "FGSM" else None
+    if subject.role.startswith("comdefend") and white_box:
+        return 500
+    if attack.startswith("FGSM"):
+        return None
+    if white_box:
+        return 1000 if subject.network != "resnet50" else 500
+    return None if subject.data == "mnist" and subject.network == "resnet18" else 2000
+
+
+def cell(
+    table: Table, row: Row, column: Column, scale: Scale
+) -> tuple[list[list[Measurement]], list[list[Measurement]]]:
+    """What a cell shows: under the paper's protocol, transfer, and white-box.
+
+    For each training seed a list of measurements, of which the worst counts, image by image. White-box is empty where
+    the column has another source than the network itself. The row "No defense" is the source: both are then the same.
+    """
+    network = column.network or row.network
+    transfer, white_box = [], []
+    for seed in seeds(replace(row, network=network), table, scale):
+        role = "comdefend" if row.role == "comdefend-wb" else row.role
+        target = Subject(role, table.data, network, seed, scale)
+        source = replace(target.source, network=column.source or network)
+        if column.source_seed is not None:
+            source = replace(source, role="none", seed=column.source_seed)
+        if column.attack == "Clean":
+            transfer.append([Measurement(target, target)])
+            continue
+        attack = paper.attacks(table.data)[column.attack]
+        few, many = (count(target, column.attack, white_box=is_white) for is_white in (True, False))
+        ways = ("straight-through", "identity") if role == "comdefend" else ("",)
+        if row.role == "comdefend-wb":
+            transfer.append([Measurement(target, target, attack, few, "bare")])
+            continue
+        transfer.append([Measurement(target, source, attack, many)])
+        if source == target:
+            white_box.append(transfer[-1])
+        elif source == target.source and column.in_paper:
+            white_box.append([Measurement(target, target, attack, few, way) for way in ways])
+    return transfer, white_box
+
+
+def figure6(scale: Scale) -> dict[tuple[str, str], list[Measurement]]:
+    """The measurements of figure 6 by (protocol, role), in the order of the budgets, clean images first."""
+    made: dict[tuple[str, str], list[Measurement]] = {}
+    for role in ("source", "none", "ours"):
+        target = Subject(role, "mnist", "resnet18", paper.SOURCE_SEED if role == "source" else 1, scale)
+        for protocol, source in (("transfer", target.source), ("white-box", target)):
+            attacked = [Measurement(target, source, threats.fgsm(epsilon)) for epsilon in paper.FIGURE6_EPSILONS]
+            made[protocol, role] = [Measurement(target, target), *attacked]
+    return made
+
+
+def measurements(name: str, scale: Scale) -> list[Measurement]:
+    """What a table or a figure is drawn from, first seeds first."""
+    if name == "figure6":
+        return [each for series in figure6(scale).values() for each in series]
+    by_seed: dict[int, list[Measurement]] = {}
+    if name in paper.TABLES:
+        table = paper.TABLES[name]
+        for row in table.rows:
+            for column in table.columns:
+                for protocol in cell(table, row, column, scale):
+                    for place, alternatives in enumerate(protocol):
+                        by_seed.setdefault(place, []).extend(alternatives)
+    return [each for place in sorted(by_seed) for each in by_seed[place]]
+
+
+def plan(names: Iterable[str], scale: Scale) -> list[Job]:
+    """All jobs behind these tables and figures, each once, in an order in which they can be done."""
+    jobs: dict[str, Job] = {}
+    for name in names:
+        wanted: Sequence[Job] = measurements(name, scale)
+        if name in paper.FIGURES and not wanted:
+            wanted = [Picture(name, scale)]
+        for each in wanted:
+            _add(each, jobs)
+    return list(jobs.values())
+
+
+def _add(job: Job, jobs: dict[str, Job]) -> None:
+    if job.key not in jobs:
+        for needed in job.needs:
+            _add(needed, jobs)
+        jobs[job.key] = job
+
+
+def missing(jobs: Sequence[Job], place: Place) -> list[Job]:
+    """Those that have to be done: measurements and pictures that are not there, and what these need."""
+    left: dict[str, Job] = {}
+
+    def require(job: Job) -> None:
+        if job.key not in left and not job.is_done(place):
+            for needed in job.needs:
+                require(needed)
+            left[job.key] = job
+
+    for job in jobs:
+        if isinstance(job, Measurement | Picture):
+            require(job)
+    return [job for job in jobs if job.key in left]

@@ -1,0 +1,81 @@
+"""What a study came to, written beside its records: tables in Markdown, figures as pictures. No network is loaded."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from defendpp import figures, paper, tables
+from defendpp.files import write_whole
+from defendpp.paper import FIGURES, Scale
+from defendpp.study import Place, figure6
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+NETWORKS = {"source": "no defence", "none": "no defence, another seed", "ours": "Defend++"}
+
+
+def write_table(name: str, scale: Scale, place: Place) -> "RenderableType":
+    """Write a table, as far as it was measured, to `name`.md in the results; returns it for a terminal."""
+    made = tables.printed(name, scale, place)
+    text = tables.markdown(made)
+    write_whole(place.results / f"{name}.md", lambda path: path.write_text(text))
+    return tables.terminal(made)
+
+
+def write_figure(name: str, scale: Scale, place: Place) -> str:
+    """Write a figure to `name`.png in the results; returns where it is, or that it was not measured yet."""
+    arrays = place.results / "figures" / f"{name}.npz"
+    if name != "figure6" and not arrays.exists():
+        return f"{name}: {FIGURES[name]}: not measured yet"
+    title = f"{name.replace('f', 'F')}. {FIGURES[name]}"
+    if name == "figure6":
+        curves = _curves(scale, place)
+        if not any(curves.values()):
+            return f"{name}: {FIGURES[name]}: not measured yet"
+        drawn = figures.figure6(
+            curves["transfer"],
+            curves["white-box"],
+            source=NETWORKS["source"],
+            title=f"{title} (MNIST, “{scale}” scale)",
+        )
+    else:
+        found = _stored(arrays)
+        if name == "figure2":
+            drawn = figures.figure2(found, title=title)
+        elif name == "figure5":
+            drawn = figures.figure5(found[""], title=f"{title}, on an undefended ResNet-18 of “{scale}” scale")
+        elif name == "figure7":
+            drawn = figures.figure7(found[""], title=f"{title}: FGSM 0.2 on an undefended network, “{scale}” scale")
+        else:
+            drawn = figures.figure8(found, title=f"{name.replace('f', 'F')}. FGSM 0.2 on MNIST, “{scale}” scale")
+    path = place.results / f"{name}.png"
+    figures.save(drawn, path)
+    return f"{name}: {FIGURES[name]}: {path}"
+
+
+def _stored(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of a figure by the name before the last space of their keys, as `reproduce` stored them."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    with np.load(path) as arrays:
+        for key in arrays.files:
+            name, _, kind = key.rpartition(" ")
+            found.setdefault(name, {})[kind] = arrays[key]
+    return found
+
+
+def _curves(scale: Scale, place: Place) -> dict[str, dict[str, pd.DataFrame]]:
+    """The curves of figure 6 by protocol and network, as far as they were measured."""
+    curves: dict[str, dict[str, pd.DataFrame]] = {"transfer": {}, "white-box": {}}
+    for (protocol, role), series in figure6(scale).items():
+        points = []
+        for budget, each in zip((0.0, *paper.FIGURE6_EPSILONS), series, strict=True):
+            measured = tables.right([each], place)
+            if measured is not None:
+                found = tables.estimate([measured])
+                points.append((budget, found.value, found.low, found.high, found.n))
+        if points:
+            curves[protocol][NETWORKS[role]] = pd.DataFrame(points, columns=["budget", "value", "low", "high", "n"])
+    return curves
