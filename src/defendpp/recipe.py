@@ -61,6 +61,8 @@ class Recipe:
     attacked_run: str | None = None
     """Adversarial training on a fixed set: what the attack makes once of the training images on the classifier of this
     run (a folder, or one beside this run's), rounded to 8 bits, together with the clean images."""
+    mean_pixel: float = 0.5
+    """ComDefend: the gray that it starts from, about the images' mean; on dark digits 0.5 ends in black for good."""
 
     learning: Literal["joint", "alternating"] = "joint"
     """All terms together, or first cycles of auto-encoder and classifier in turn (section 3.4)."""
@@ -125,6 +127,8 @@ class Recipe:
                 'a fixed set of attacked images needs the defence "adversarial" and no clean_weight, since the clean '
                 f'images are part of it, but got "{self.defence}" and {self.clean_weight}'
             )
+        if not 0 < self.mean_pixel < 1:
+            raise ValueError(f"mean_pixel must be between 0 and 1, not {self.mean_pixel}")
         if self.defence == "comdefend" and (self.start is None or self.noise):
             raise ValueError(
                 f"ComDefend goes in front of the classifier of a run, start, and has noise of its own, but start is "

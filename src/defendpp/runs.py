@@ -76,7 +76,8 @@ def build_classifier(
         if start is not None:
             networks.load_weights(classifier, start / "classifier.safetensors")
         if recipe.defence == "comdefend":
-            return Purified(ComDefend(image_shape[0], width=recipe.width / 64), classifier.requires_grad_(False))
+            purifier = ComDefend(image_shape[0], width=recipe.width / 64, mean_pixel=recipe.mean_pixel)
+            return Purified(purifier, classifier.requires_grad_(False))
     return classifier
 
 

