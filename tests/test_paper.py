@@ -1,13 +1,16 @@
 """What paper.py says was published, against the text of the paper's tables (tests/paper_tables.txt)."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from defendpp import paper
+from defendpp.data import from_tensors
 from defendpp.paper import TABLES, attacks, recipe
-from defendpp.runs import build_classifier, build_objective
+from defendpp.runs import build_classifier, build_objective, train
 
 SECTIONS = dict(
     re.findall(r"^# (.+?)\n(.*?)(?=\n# |\Z)", (Path(__file__).parent / "paper_tables.txt").read_text(), re.M | re.S)
@@ -85,7 +88,8 @@ def test_the_recipes_of_section_4_1() -> None:
     assert (natural.epochs, natural.learning_rate, natural.shared_blocks, natural.scale_weight) == (300, 0.1, 3, 0.01)
     assert recipe("ours", "mnist", "resnet18", "paper", seed=1).shared_blocks is None
     assert {name: attack.epsilon for name, attack in attacks("mnist").items()} == {
-        "FGSM": 0.2, "BIM": 0.2, "PGD": 0.2, "C&W": None, "DDN": None
+        "FGSM": 0.2, "BIM": 0.2, "PGD": 0.2, "C&W": None, "DDN": None,
+        "FGSM 0.3": 0.3, "BIM 0.3": 0.3, "FGSM, 8 bits": 0.2, "BIM, 8 bits": 0.2,
     }  # fmt: skip
     assert attacks("cifar10")["FGSM"].epsilon == 0.05
     assert attacks("imagenet")["BIM"].settings["steps"] == 100
@@ -102,3 +106,24 @@ def test_an_unknown_role_is_refused() -> None:
 def test_ours_can_be_built_on_every_network(network: str, data: str, shape: tuple[int, int, int]) -> None:
     ours = recipe("ours", data, network, "cpu", seed=1)
     build_objective(ours, build_classifier(ours, 10, shape), shape)
+
+
+FULL = [
+    ("ours + GN", "mnist", "resnet18"), ("adv-pgd", "mnist", "resnet18"), ("comdefend", "cifar10", "resnet18"),
+    ("ours", "cifar10", "resnet50"), ("ours", "mnist", "vgg16"), ("ours, alternating", "mnist", "resnet18"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("role", "data", "network"), FULL)
+def test_the_recipes_of_the_papers_scale_take_a_step(role: str, data: str, network: str, tmp_path: Path) -> None:
+    """At full width, on random images; one epoch instead of hundreds is all that is changed."""
+    shape = (1, 28, 28) if data == "mnist" else (3, 32, 32)
+    images = torch.rand(24, *shape, generator=torch.Generator().manual_seed(0))
+    loaded = from_tensors(images, torch.arange(24) % 10, test=(images[:4], torch.arange(4)))
+    full = replace(recipe(role, data, network, "paper", seed=1), epochs=1, batch_size=4, training_images=4)
+    if full.start is not None:
+        plain = replace(recipe("source", data, network, "paper", seed=0), epochs=1, batch_size=4, training_images=4)
+        train(plain, loaded, tmp_path / full.start, progress=False)
+    run = train(full, loaded, tmp_path / "run", execution="eager", progress=False)
+    assert run.result.epochs == (5 if full.learning == "alternating" else 1)
+    assert run.recipe.scale == "paper"

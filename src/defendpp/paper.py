@@ -237,7 +237,7 @@ def attacks(data: str) -> dict[str, Attack]:
     The paper gives budgets for FGSM only, and no step for BIM or PGD: they get the same budgets and steps of a tenth.
     C&W's learning rate and first constant are not given either; these flip every image of an undefended network.
     """
-    epsilon, larger = EPSILON[data], 1.5 * EPSILON[data]
+    epsilon, larger = EPSILON[data], round(1.5 * EPSILON[data], 6)
     return {
         "FGSM": threats.fgsm(epsilon),
         "BIM": threats.bim(epsilon, steps=100),

@@ -184,17 +184,12 @@ def mean_accuracy(by_seed: Sequence[Bool[np.ndarray, " image"]]) -> MeanAccuracy
     The interval is Student's over the seeds, or Wilson's over the images where that is wider: three seeds that agree by
     chance do not make n images tell more than they can.
     """
-    from scipy.stats import t
-
     sizes = [len(values) for values in by_seed]
     if len(sizes) < 2 or len(set(sizes)) > 1:
         raise ValueError(f"a mean over seeds needs two or more networks on the same images, but got {sizes}")
-    each = [accuracy(values) for values in by_seed]
-    shares = np.array([one.value for one in each])
-    n, mean = each[0].n, float(shares.mean())
-    half = float(t.ppf(0.975, len(shares) - 1) * shares.std(ddof=1) / sqrt(len(shares)))
-    low, high = wilson(mean, n)
-    return MeanAccuracy(mean, max(0.0, min(low, mean - half)), min(1.0, max(high, mean + half)), n, len(shares))
+    mean, half = _student([accuracy(values).value for values in by_seed])
+    low, high = wilson(mean, sizes[0])
+    return MeanAccuracy(mean, max(0.0, min(low, mean - half)), min(1.0, max(high, mean + half)), sizes[0], len(sizes))
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -250,6 +245,41 @@ def paired_difference(a: Bool[np.ndarray, " image_a"], b: Bool[np.ndarray, " ima
     up = sqrt(max(0.0, above_a**2 - 2 * phi * above_a * below_b + below_b**2))
     p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     return Difference(value, value - down, value + up, p, n)
+
+
+@dataclass(frozen=True)
+class MeanDifference:
+    """Mean difference of accuracy over pairs of networks that differ in their seed, with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    seeds: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}], {self.seeds} seeds"
+
+
+def mean_difference(by_seed: Sequence[Difference]) -> MeanDifference:
+    """The mean over at least two seeds; Student's interval over the seeds, or the pairs' own where that is wider.
+
+    The pairs' own is the mean of their intervals, as if all had seen the same images, which they have.
+    """
+    sizes = [each.n for each in by_seed]
+    if len(sizes) < 2 or len(set(sizes)) > 1:
+        raise ValueError(f"a mean over seeds needs two or more pairs on the same images, but got {sizes}")
+    value, half = _student([each.value for each in by_seed])
+    low, high = (float(np.mean([getattr(each, end) for each in by_seed])) for end in ("low", "high"))
+    return MeanDifference(value, min(low, value - half), max(high, value + half), sizes[0], len(sizes))
+
+
+def _student(values: Sequence[float]) -> tuple[float, float]:
+    """The mean of a sample and half its 95 % interval by Student's t."""
+    from scipy.stats import t
+
+    spread = float(np.std(values, ddof=1)) / sqrt(len(values))
+    return float(np.mean(values)), float(t.ppf(0.975, len(values) - 1)) * spread
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ NETWORKS = {"source": "no defence", "none": "no defence, another seed", "ours": 
 def write_table(name: str, scale: Scale, place: Place) -> "RenderableType":
     """Write a table, as far as it was measured, to `name`.md in the results; returns it for a terminal."""
     made = tables.printed(name, scale, place)
-    text = tables.markdown(made)
+    text = f"# {name.replace('table', 'Table ')}. {made.title}\n\n{tables.markdown(made)}"
     write_whole(place.results / f"{name}.md", lambda path: path.write_text(text))
     return tables.terminal(made)
 

@@ -151,9 +151,9 @@ def _text(each: Cell) -> str:
 
 
 def markdown(table: Printed) -> str:
-    """The table in Markdown, with its note."""
+    """The table in Markdown, with its note, without its title."""
     lines = [
-        f"| {table.title} | | {' | '.join(table.columns)} |",
+        f"| | | {' | '.join(table.columns)} |",
         "|---|---" + "|---:" * len(table.columns) + "|",
         *(f"| {name} | {line} | {' | '.join(map(_text, cells))} |" for name, line, cells in table.rows),
     ]

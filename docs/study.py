@@ -1,0 +1,97 @@
+"""Write docs/study.md from the records in `results/study`; nothing there is typed by hand.
+
+python docs/study.py
+"""
+
+from pathlib import Path
+
+from defendpp import findings, paper, schedule, study, study_report, tables
+from defendpp.study import Measurement, Place, Training
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACE = Place(ROOT / "results" / "study", ROOT / "study")
+GPU = 1e13
+"""FLOP a second that a training is assumed to reach on a graphics card, in the estimate for "paper" scale."""
+
+
+def page(place: Place = PLACE) -> str:
+    """docs/study.md, as far as the study was done."""
+    jobs = study.plan(study.NAMES, "cpu")
+    wanted = [job for job in jobs if isinstance(job, Measurement)]
+    measured = [job for job in wanted if job.is_done(place)]
+    trained = [job for job in jobs if isinstance(job, Training) and job.file(place).exists()]
+    spent = sum(schedule.seconds(job, place) or 0.0 for job in jobs if job in measured or job in trained)
+    epochs = {data: paper.recipe("none", data, "resnet18", "cpu", 1).epochs for data in ("mnist", "cifar10")}
+    parts = [
+        "# The paper's study, reported beside measured",
+        "<!-- Written by docs/study.py from results/study; do not edit. -->",
+        "Every table and figure of Liu et al., “Defending Adversarial Examples via DNN Bottleneck Reinforcement” (ACM "
+        "MM 2020), measured again. `defendpp reproduce all` does what is missing; `defendpp reproduce table1 --show` "
+        "prints what is there.",
+        "## How to read it",
+        "The paper calls its setting white-box. The scripts that its first author published make the adversarial "
+        "images once, on the undefended classifier, and show them to every other network, and the order of the printed "
+        "numbers is natural for that and impossible for attacks on each network itself. So each table has three lines "
+        "a row: *reported*; *transfer*, which follows those scripts; and *white-box*, each network attacked through "
+        "its own gradients. It is a reading of the evidence, not an accusation.",
+        f"- **Scale**: “cpu”. ResNets of width 16 instead of 64, {epochs['mnist']} epochs on MNIST instead of 250, "
+        f"{epochs['cifar10']} on CIFAR-10 "
+        "instead of 300, trained at a schedule for so few. No number here is one of the paper's scale.\n"
+        f"- **Source** of the transferred images: an undefended network of training seed {paper.SOURCE_SEED}, which is "
+        "the row “No defense”. Every other row has other seeds, so “No defense, another seed” tells what it is worth "
+        "not to be the source.\n"
+        "- **Training seeds** 1, 2, 3 for tables 1 and 2 and what the paper leaves open, else 1. Attacks: seed 0.\n"
+        "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "
+        "where that is wider. Differences are paired, image by image: Newcombe's interval for one seed, over several "
+        "seeds Student's, or Newcombe's where that is wider.\n"
+        "- **Selection**: the epoch with the best accuracy on clean validation images. Test images were never used.\n"
+        "- **Budgets**: the paper gives them for FGSM (0.2 on MNIST, 0.05 on CIFAR-10, 0.01 on ImageNet); BIM and PGD "
+        "get the same, 100 steps of a tenth.",
+        f"{len(measured):,} of {len(wanted):,} measurements and {len(trained)} networks are there; they took "
+        f"{schedule.spoken(spent)} of one to two processor cores.",
+        "## What it says",
+    ]
+    for question in findings.QUESTIONS:
+        lines = findings.answers(question, "cpu", place)
+        if lines:
+            parts.append(f"### {question.text}\n\n{question.protocol.capitalize()}.")
+            parts.append("\n".join(f"- {line}" for line in lines))
+    parts.append("### Does the order of the attacks in the paper fit transfer or white-box?")
+    parts.append("\n".join(f"- {line}" for line in findings.orders("cpu", place)))
+    for name in sorted(paper.TABLES, key=lambda each: (each == "variations", each)):
+        heading = "What the paper leaves open" if name == "variations" else name.replace("table", "Table ")
+        printed = tables.printed(name, "cpu", place)
+        parts += [f"## {heading}", f"{printed.title}.", tables.markdown(printed).strip()]
+    for name, title in paper.FIGURES.items():
+        heading = f"## {name.replace('figure', 'Figure ')}"
+        picture = place.results / f"{name}.png"
+        shown = f"![{title}](../results/study/{name}.png)" if picture.exists() else "Not measured yet."
+        parts += [heading, f"{title}.", shown]
+    return "\n\n".join([*parts, *_paper_scale()]) + "\n"
+
+
+def _paper_scale() -> list[str]:
+    """What the study would cost at the paper's scale."""
+    jobs = study.plan(study.NAMES, "paper")
+    rows = []
+    for name in sorted(paper.TABLES, key=lambda each: (each == "variations", each)):
+        mine = study.plan([name], "paper")
+        training = sum(schedule.cost(job) for job in mine if isinstance(job, Training))
+        attacks = sum(schedule.cost(job) for job in mine if not isinstance(job, Training))
+        rows.append(f"| {name} | {len(mine)} | {training / GPU / 3600:.0f} | {attacks / GPU / 3600:.0f} |")
+    total = sum(schedule.cost(job) for job in jobs) / GPU / 3600
+    return [
+        "## At the paper's scale",
+        f"`defendpp reproduce all --scale paper` has the same {len(jobs):,} jobs with full width and the paper's "
+        f"epochs. Counted in operations and at an assumed {GPU / 1e12:.0f} TFLOP/s, which a card reaches on such "
+        f"networks in half precision, all of it takes about {total:,.0f} hours of one card; what tables share is counted "
+        "once in that sum and under each table below. It was not run.",
+        "\n".join(["| | jobs | training, h | attacks, h |", "|---|---:|---:|---:|", *rows]),
+    ]
+
+
+if __name__ == "__main__":
+    for each in study.NAMES:
+        write = study_report.write_table if each in paper.TABLES else study_report.write_figure
+        write(each, "cpu", PLACE)
+    (ROOT / "docs" / "study.md").write_text(page())

@@ -1,0 +1,158 @@
+"""What the study says, in sentences with paired tests: computed from records, nothing typed.
+
+Two rows of a table are compared image by image within each training seed, and then over the seeds. What was not
+measured yet is left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defendpp import records, tables
+from defendpp.paper import TABLES, Scale
+from defendpp.study import Place, cell
+
+Protocol = Literal["transfer", "white-box"]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of pairs of rows: is the first more accurate than the second under these attacks?"""
+
+    text: str
+    table: str
+    pairs: tuple[tuple[str, str], ...]
+    protocol: Protocol = "transfer"
+    columns: tuple[str, ...] = ("FGSM", "BIM", "PGD")
+
+
+OTHER = "No defense, another seed"
+QUESTIONS = (
+    Question(
+        "Does Defend++ beat an undefended network that is merely not the source? (MNIST)",
+        "table2",
+        (("ours", OTHER), ("ours, fine-tuned", "No defense, fine-tuned"), ("ours, fine-tuned", OTHER)),
+    ),
+    Question(
+        "The same where the paper leaves something open (MNIST)",
+        "variations",
+        (
+            ("ours", OTHER),
+            ("ours, fine-tuned", "No defense, fine-tuned"),
+            ("ours, fine-tuned, 0.8 of the full scale", "No defense, fine-tuned"),
+        ),
+        columns=("FGSM 0.3", "BIM 0.3", "FGSM, 8 bits", "BIM, 8 bits", "FGSM, another source", "BIM, another source"),
+    ),
+    Question("And on CIFAR-10?", "table3", (("ours", OTHER),), columns=("FGSM", "BIM")),
+    Question(
+        "Does the multi-scale low-pass objective matter?",
+        "table1",
+        (("ours", "ours w/o MS-LP"), ("ours", "ours w/ MS-LI")),
+        columns=("FGSM", "BIM"),
+    ),
+    Question(
+        "Does the pyramid with its H modules matter?",
+        "table1",
+        (("ours", "Hourglass"), ("ours", "Hourglass+SC"), ("ours", "Hourglass+SA")),
+        columns=("FGSM", "BIM"),
+    ),
+    Question(
+        "Does sharing more blocks help?",
+        "table1",
+        tuple(("4 shared blocks", each) for each in ("1 shared block", "2 shared blocks", "3 shared blocks")),
+        columns=("FGSM", "BIM"),
+    ),
+    Question("What does the decoder add to noise?", "table2", (("ours + GN", "noise alone"), ("ours + GN", "ours"))),
+    Question(
+        "White-box, is Defend++ harder to fool than an undefended network?",
+        "table2",
+        (("ours", OTHER), ("ours + GN", OTHER), ("ours + GN", "noise alone")),
+        "white-box",
+    ),
+    Question(
+        "White-box, against adversarial training",
+        "table2",
+        (("ours", "Adv. FGSM"), ("ours", "Adv. DDN"), ("ours", "Adv. PGD")),
+        "white-box",
+    ),
+)
+
+
+def right(
+    table: str, row: str, column: str, protocol: Protocol, scale: Scale, place: Place
+) -> dict[int, NDArray[np.bool_]]:
+    """Which images stayed right, by training seed, in the order of the images, for the seeds that were measured."""
+    of_row = next(each for each in TABLES[table].rows if each.name == row)
+    of_column = next(each for each in TABLES[table].columns if each.name == column)
+    groups = cell(TABLES[table], of_row, of_column, scale)[protocol == "white-box"]
+    found = {group[0].target.seed: tables.right(group, place) for group in groups}
+    return {seed: values.to_numpy() for seed, values in found.items() if values is not None}
+
+
+def contrast(
+    table: str, a: str, b: str, column: str, protocol: Protocol, scale: Scale, place: Place
+) -> records.Difference | records.MeanDifference | None:
+    """Accuracy of row a less that of row b, over the seeds that both have; None where they have none in common."""
+    first, second = (right(table, row, column, protocol, scale, place) for row in (a, b))
+    shared = [seed for seed in first if seed in second and len(first[seed]) == len(second[seed])]
+    by_seed = [records.paired_difference(first[seed], second[seed]) for seed in shared]
+    if len(by_seed) < 2:
+        return by_seed[0] if by_seed else None
+    return records.mean_difference(by_seed)
+
+
+def answers(question: Question, scale: Scale, place: Place) -> list[str]:
+    """A line for each pair that was measured: what the differences amount to, and the differences."""
+    lines = []
+    for a, b in question.pairs:
+        found = {
+            name: contrast(question.table, a, b, name, question.protocol, scale, place) for name in question.columns
+        }
+        present = {name: each for name, each in found.items() if each is not None}
+        if present:
+            told = [f"{name} {each}{_reported(question, a, b, name)}" for name, each in present.items()]
+            lines.append(f"“{a}” against “{b}”: **{_verdict([*present.values()])}**. {'; '.join(told)}.")
+    return lines
+
+
+def _verdict(found: Sequence[records.Difference | records.MeanDifference]) -> str:
+    signs = {1 if each.low > 0 else -1 if each.high < 0 else 0 for each in found}
+    if signs == {1}:
+        return "higher under every attack here"
+    if signs == {-1}:
+        return "lower under every attack here"
+    if signs == {0}:
+        return "no difference that these measurements can tell from chance"
+    if 1 in signs and -1 in signs:
+        return "higher under some attacks and lower under others"
+    return f"{'higher' if 1 in signs else 'lower'} under some attacks, no clear difference under others"
+
+
+def _reported(question: Question, a: str, b: str, column: str) -> str:
+    """The paper's difference, where it has both rows."""
+    published = {row.name: row.published.get(column) for row in TABLES[question.table].rows}
+    first, second = published[a], published[b]
+    if first is None or second is None or question.protocol != "transfer":
+        return ""
+    return f" (paper {first - second:+.2f})"
+
+
+def orders(scale: Scale, place: Place) -> list[str]:
+    """Whether the paper's order of the attacks on its own defence is that of transfer or of white-box accuracy."""
+    names = ("FGSM", "BIM", "C&W", "DDN")
+    row = next(row for row in TABLES["table2"].rows if row.name == "ours")
+    reported = {name: row.published[name] for name in names}
+    lines = ["Reported, from the strongest attack: " + _order(reported) + "."]
+    for protocol in ("transfer", "white-box"):
+        found = {name: right("table2", "ours", name, protocol, scale, place) for name in names}
+        if all(found.values()):
+            means = {name: 100 * float(np.mean([values.mean() for values in found[name].values()])) for name in names}
+            lines.append(f"Measured, {protocol}: {_order(means)}.")
+    return lines
+
+
+def _order(accuracies: dict[str, float]) -> str:
+    return " < ".join(f"{name} {value:.1f}" for name, value in sorted(accuracies.items(), key=lambda each: each[1]))
