@@ -254,3 +254,32 @@ def test_a_folder_whose_images_changed_is_refused(tmp_path: Path, capsys: pytest
     (folder / "cat" / "zz.png").write_bytes((folder / "dog" / "0.png").read_bytes())
     message = fails(capsys, "evaluate", tmp_path / "run", "--attacks", "fgsm", "--output", tmp_path / "e")
     assert "are not what they were when 'no defence' was trained" in message
+
+
+def test_reproduce_lists_its_jobs_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["--results", tmp_path / "r", "--work", tmp_path / "w"]
+    run("reproduce", "figure7", "--dry-run", *place)
+    *jobs, total = capsys.readouterr().out.splitlines()
+    assert jobs == [
+        "to do       train source (mnist, ResNet-18, seed 0)",
+        "to do       train ours (mnist, ResNet-18, seed 1)",
+        "to do       arrays of figure7",
+    ]
+    assert total.startswith("3 jobs, 3 to do: about ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_reproduce_shows_what_is_there_without_doing_what_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("reproduce", "table4", "figure7", "--show", "--results", tmp_path / "r", "--work", tmp_path / "w")
+    shown = capsys.readouterr().out
+    assert "56.35" in shown  # published
+    assert "not measured yet" in shown
+    assert not (tmp_path / "w").exists()
+
+
+def test_reproduce_refuses_a_table_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = fails(capsys, "reproduce", "table9", "--results", tmp_path / "r", "--work", tmp_path / "w")
+    assert "'table9' is none of the study's tables and figures: table1" in message
+    assert not list(tmp_path.iterdir())
