@@ -257,8 +257,7 @@ def test_a_folder_whose_images_changed_is_refused(tmp_path: Path, capsys: pytest
 
 
 def test_reproduce_lists_its_jobs_and_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    place = ["--results", tmp_path / "r", "--work", tmp_path / "w"]
-    run("reproduce", "figure7", "--dry-run", *place)
+    run("reproduce", "figure7", "--dry-run", "--results", tmp_path / "r", "--work", tmp_path / "w")
     *jobs, total = capsys.readouterr().out.splitlines()
     assert jobs == [
         "to do       train source (mnist, ResNet-18, seed 0)",

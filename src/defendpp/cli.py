@@ -236,7 +236,7 @@ def report(evaluation: Positional[Path], output: Path | None = None, overwrite: 
 def reproduce(
     names: Positional[list[str]],
     scale: Literal["cpu", "paper"] = "cpu",
-    results: Path = Path("results/study"),
+    results: Path | None = None,
     work: Path = Path("study"),
     data_root: Path | None = None,
     device: str = "auto",
@@ -252,10 +252,11 @@ def reproduce(
     Args:
         names: table1 to table8, figure2, figure5 to figure8, variations (what the paper leaves open); or all.
         scale: paper: the paper's networks and epochs, for a graphics card. cpu: the same, narrower and shorter.
-        results: Folder of what is kept: records, results of trainings, tables, figures.
+        results: Folder of what is kept: records, results of trainings, tables, figures (default: results/study, or
+            results/study-paper at the paper's scale).
         work: Folder of trained networks and adversarial sets, which are large and can be made again.
         data_root: Folder that holds the data sets, or gets them (default: a cache of the user).
-        device: auto, cpu, cuda, ...
+        device: auto, cpu, cuda, ...; with several workers or a cluster, cuda asks for a graphics card for each job.
         dry_run: List the jobs, which are done, and how long the others will take; do nothing.
         show: Print what the records that are there give; do nothing else.
         workers: More than one: so many processes on this machine, by Ray (pip install 'defendpp[ray]').
@@ -268,7 +269,8 @@ def reproduce(
     if unknown := [name for name in names if name not in (*known, "all")]:
         raise ValueError(f"{unknown[0]!r} is none of the study's tables and figures: {', '.join(known)}, all")
     wanted = study.NAMES if "all" in names else tuple(dict.fromkeys(names))
-    place = Place(results.absolute(), work.absolute())
+    kept = results or Path("results", "study" if scale == "cpu" else "study-paper")
+    place = Place(kept.absolute(), work.absolute())
     if not show:
         jobs = study.plan(wanted, scale)
         left = study.missing(jobs, place)
@@ -276,9 +278,10 @@ def reproduce(
             schedule.listing(jobs, left, place, workers)
             return
         if left:
-            do = schedule.Doing(
-                place, data_root.absolute() if data_root else None, _device(device), workers == 1 and not ray
-            )
+            if device != "auto" and not ray:
+                _device(device)
+            root = data_root.absolute() if data_root else None
+            do = schedule.Doing(place, root, device, bar=workers == 1 and not ray)
             schedule.run(left, [job for job in jobs if job not in left], do, workers=workers, address=ray)
     for name in wanted:
         _print_reproduced(name, scale, place)

@@ -3,9 +3,12 @@
 Each job writes its file whole or not at all, and is found done the next time.
 """
 
+import fcntl
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -44,15 +47,30 @@ def perform(
     bar: bool = False,
     progress: Progress | None = None,
 ) -> None:
-    """Do one job, whose needs are done. Raises what training and measuring raise, and leaves no file then."""
-    if isinstance(job, Training):
-        _train(job, place, data_root, device, bar)
-    elif isinstance(job, Making):
-        _make(job, place, data_root, device, progress)
-    elif isinstance(job, Measurement):
-        _measure(job, place, data_root, device, progress)
-    else:
-        _picture(job, place, data_root)
+    """Do one job, whose needs are done, unless another process did it meanwhile; one process at a time does a job.
+
+    Raises what training and measuring raise, and leaves no file then.
+    """
+    with _locked(place.work / "locks" / job.key):
+        if job.is_done(place):
+            return
+        if isinstance(job, Training):
+            _train(job, place, data_root, device, bar)
+        elif isinstance(job, Making):
+            _make(job, place, data_root, device, progress)
+        elif isinstance(job, Measurement):
+            _measure(job, place, data_root, device, progress)
+        else:
+            _picture(job, place, data_root, device)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Wait until no other process holds this lock; the system frees it however its holder ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _train(job: Training, place: Place, data_root: Path | None, device: str | None, bar: bool) -> None:
@@ -60,18 +78,18 @@ def _train(job: Training, place: Place, data_root: Path | None, device: str | No
     folder = place.run(recipe)
     if not _is_finished(folder):
         loaded = _data(recipe.data, data_root, recipe.image_size, recipe.split_seed)
+        execution = EXECUTION[job.subject.data]
         accelerator = "auto" if device is None else "gpu" if device.startswith("cuda") else device
-        train(
-            recipe,
-            loaded,
-            folder,
-            name=str(job.subject),
-            execution=EXECUTION[job.subject.data],
-            accelerator=accelerator,
-            progress=bar,
+        train(recipe, loaded, folder, name=str(job.subject), execution=execution, accelerator=accelerator, progress=bar)
+    trained = {**json.loads((folder / "run.json").read_text()), "id": _run(folder).id}
+    kept = job.file(place)
+    if kept.exists() and json.loads(kept.read_text())["id"] != trained["id"]:
+        raise FileExistsError(
+            f"{kept} is of other weights than this training of {job.subject} came to (another machine, or other "
+            "versions): its records would be of two networks; keep them apart with other results"
         )
-    job.file(place).parent.mkdir(parents=True, exist_ok=True)
-    write_whole(job.file(place), lambda path: path.write_text((folder / "run.json").read_text()))
+    text = json.dumps(trained, indent=2) + "\n"
+    write_whole(kept, lambda path: path.write_text(text))
 
 
 def _make(job: Making, place: Place, data_root: Path | None, device: str | None, progress: Progress | None) -> None:
@@ -93,6 +111,7 @@ def _measure(
     run = _run(place.run(job.target.recipe))
     target = _network(run, job.target)
     settings: dict[str, Any] = {"data": job.target.data, "scale": job.target.scale, "device": device}
+    unused: list[Path] = []
     started = time.monotonic()
     if job.attack is None:
         frame = evaluation.clean_records(target, split, **settings)
@@ -100,7 +119,7 @@ def _measure(
         attack, source = job.attack, target
         if job.through == "bare":
             assert isinstance(run.classifier, Purified)
-            attack = _on_reformed(attack, run.classifier)
+            attack = _on_reformed(attack, run.classifier, run.id)
             target = source = evaluation.network(f"{job.target}, bare", run.classifier.classifier)
         elif job.through:
             assert isinstance(run.classifier, Purified)
@@ -114,23 +133,25 @@ def _measure(
         if job.target.role == "comdefend" and not job.is_white_box:
             frame["knowledge"] = "gray-box"  # the attacker knows the classifier and not what stands before it
         if job.is_white_box and job.target.role != "source":  # nobody else looks at this set
-            shutil.rmtree(evaluation.set_folder(source, attack, split, sets, data=job.target.data))
+            unused.append(evaluation.set_folder(source, attack, split, sets, data=job.target.data))
     frame[["l2", "linf"]] = frame[["l2", "linf"]].round(DIGITS)
     records.write(frame, job.file(place), about={"seconds": f"{time.monotonic() - started:.1f}", "job": str(job)})
+    for folder in unused:
+        shutil.rmtree(folder)
 
 
-def _on_reformed(attack: Attack, purified: Purified) -> Attack:
-    """`attack` on the bare classifier, from the images as the purifier reforms them."""
+def _on_reformed(attack: Attack, purified: Purified, id_: str) -> Attack:
+    """`attack` on the bare classifier, from the images as the purifier of these weights reforms them."""
 
     def run(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, **random: Any) -> Any:
         with torch.no_grad():
-            reformed = purified.purifier(images)
+            reformed = purified.purifier.to(images.device)(images)
         return attack.run(model, reformed, labels, **random)
 
-    return replace(attack, settings={**attack.settings, "images": "reformed"}, run=run)
+    return replace(attack, settings={**attack.settings, "images": f"reformed by {id_}"}, run=run)
 
 
-def _picture(job: Picture, place: Place, data_root: Path | None) -> None:
+def _picture(job: Picture, place: Place, data_root: Path | None, device: str | None) -> None:
     if job.figure == "figure2":
         subjects = [Subject("source", data, "resnet18", paper.SOURCE_SEED, job.scale) for data in ("mnist", "cifar10")]
         firsts = {each.data: _test_images(each, data_root, None).batch([0])[0][0] for each in subjects}
@@ -140,25 +161,29 @@ def _picture(job: Picture, place: Place, data_root: Path | None) -> None:
             for name, array in figure_data.frequencies(image).items()
         }
     else:
-        source = _run(place.run(job.subjects[0].recipe)).classifier
+        home = torch.device(device or "cpu")
+        source = _run(place.run(job.subjects[0].recipe)).classifier.to(home)
         split = _test_images(job.subjects[0], data_root, None)
         attacks = paper.attacks("mnist")
-        images, labels = split.batch(range(8))
+        images, labels = (each.to(home) for each in split.batch(range(8)))
         if job.figure == "figure5":
             shown = [attacks[name] for name in ("FGSM", "BIM", "C&W", "DDN")]
             arrays = figure_data.examples(source, images, labels, shown)
         else:
             ours = _run(place.run(job.subjects[1].recipe))
             assert ours.objective is not None
+            ours.objective.to(home)
+            ours.classifier.to(home)
             if job.figure == "figure7":
                 adversarial = attacks["FGSM"].run(source, images, labels).images
                 arrays = figure_data.reconstructions(ours.classifier, ours.objective, images, adversarial)
             else:
                 arrays = {}
                 for name, attacked in (("transfer", source), ("white-box", ours.classifier)):
+                    batches = (split.batch(part) for part in torch.arange(len(split)).split(500))
                     pieces = (
-                        (clean, attacks["FGSM"].run(attacked, clean, labels).images)
-                        for clean, labels in (split.batch(part) for part in torch.arange(len(split)).split(500))
+                        (clean.to(home), attacks["FGSM"].run(attacked, clean.to(home), labels.to(home)).images)
+                        for clean, labels in batches
                     )
                     found = figure_data.removal(ours.classifier, ours.objective, pieces)
                     arrays |= {f"{name} {key}": array for key, array in found.items()}

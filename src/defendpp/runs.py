@@ -241,9 +241,13 @@ def _check_folder(folder: Path, heading: dict[str, Any]) -> None:
     if "result" in present:
         raise FileExistsError(f"{folder} already holds a finished run: choose another folder, or remove that one")
     wanted = json.loads(json.dumps(heading))
-    if present != wanted and (folder / "checkpoints" / "last.ckpt").exists():
+    # what determines the training: neither its name, nor fields that an earlier version did not have
+    present["recipe"] = {**json.loads(json.dumps(dataclasses.asdict(Recipe()))), **present["recipe"]}
+    same = all(present.get(key) == wanted[key] for key in wanted if key not in ("name", "recipe_hash"))
+    if not same and (folder / "checkpoints" / "last.ckpt").exists():
         there, here = {**present, **present["recipe"]}, {**wanted, **wanted["recipe"]}
-        name = next(name for name in reversed(here) if there.get(name) != here[name])
+        passed_over = ("name", "recipe_hash", "recipe")
+        name = next(name for name in reversed(here) if name not in passed_over and there.get(name) != here[name])
         raise FileExistsError(
             f"{folder} holds an unfinished run of another recipe ({name} is {there.get(name)}, not {here[name]}): "
             "choose another folder, or remove it"

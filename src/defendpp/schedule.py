@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -40,20 +41,21 @@ class Doing:
 
     place: Place
     data_root: Path | None
-    device: str | None
+    device: str
+    """auto: a graphics card where the process that does the job has one."""
     bar: bool
     """Show each job's own progress."""
 
     def __call__(self, job: Job) -> None:
         """Do `job`."""
-        if not self.bar:
-            perform(job, self.place, data_root=self.data_root, device=self.device)
-            return
-        if isinstance(job, Training):
-            perform(job, self.place, data_root=self.data_root, device=self.device, bar=True)
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if not self.bar or isinstance(job, Training):
+            perform(job, self.place, data_root=self.data_root, device=device, bar=self.bar)
             return
         with shown() as progress:
-            perform(job, self.place, data_root=self.data_root, device=self.device, progress=progress)
+            perform(job, self.place, data_root=self.data_root, device=device, progress=progress)
 
 
 def run(left: Sequence[Job], done: Sequence[Job], do: Doing, *, workers: int = 1, address: str | None = None) -> None:
@@ -74,14 +76,14 @@ def run(left: Sequence[Job], done: Sequence[Job], do: Doing, *, workers: int = 1
         else:
             outcome = f"failed: {' '.join(str(problem).split())}"
             first.append(f"{job}: {problem}")
-        hours = seconds_left([*waiting.values()], finished[-200:], do.place) / workers
-        print(f"[{len(left) - len(waiting)}/{len(left)}, {spoken(hours)} left] {job}: {outcome}", flush=True)
+        seconds = seconds_left([*waiting.values()], finished[-200:], do.place) / workers
+        print(f"[{len(left) - len(waiting)}/{len(left)}, {spoken(seconds)} left] {job}: {outcome}", flush=True)
 
-    failed = (
-        in_order(left, do, told)
-        if workers == 1 and address is None
-        else on_ray(left, do, told, address=address, workers=workers)
-    )
+    if workers == 1 and address is None:
+        failed = in_order(left, do, told)
+    else:
+        gpus = int(do.device.startswith("cuda"))
+        failed = on_ray(left, do, told, address=address, workers=workers, gpus=gpus)
     if failed:
         raise RuntimeError(f"{failed} of {len(left)} jobs failed, the first: {first[0]}")
 
@@ -93,8 +95,8 @@ def listing(jobs: Sequence[Job], left: Sequence[Job], place: Place, workers: int
     for job in jobs:
         state = "to do" if job.key in waiting else "done" if job.is_done(place) else "not needed"
         print(f"{state:10}  {job}")
-    hours = seconds_left(left, done, place) / workers
-    print(f"{len(jobs)} jobs, {len(left)} to do: about {spoken(hours)} on {workers} worker{'s' * (workers > 1)}")
+    took = seconds_left(left, done, place) / workers
+    print(f"{len(jobs)} jobs, {len(left)} to do: about {spoken(took)} on {workers} worker{'s' * (workers > 1)}")
 
 
 def spoken(duration: float) -> str:
@@ -225,16 +227,18 @@ def on_ray(
     """`in_order`, but every job as soon as those it needs are done, on a Ray cluster or on `workers` local processes.
 
     do: picklable; the place it works in must be reachable for all. address: of the cluster ("auto" for the one this
-    machine belongs to). gpus: for each job. Raises `ModuleNotFoundError` without Ray.
+    machine belongs to), where each job takes one core; local processes share out this machine's. gpus: for each job.
+    Raises `ModuleNotFoundError` without Ray.
     """
     try:
         import ray
     except ModuleNotFoundError:
         raise ModuleNotFoundError("side by side needs Ray: pip install 'defendpp[ray]'") from None
-    local: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    threads = 1 if address else max(1, (os.cpu_count() or 1) // workers)
+    local: dict[str, Any] = {} if address else {"num_cpus": threads * workers, "include_dashboard": False}
     ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
-        remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=0)(_after)
+        remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_after)
         refs: dict[str, Any] = {}
         jobs_of = {}
         for job in jobs:

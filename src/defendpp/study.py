@@ -147,7 +147,7 @@ class Measurement:
         trained: list[Job] = [Training(self.target)]
         if self.attack is None or (self.is_white_box and self.target.role != "source"):
             return trained
-        return [*trained, Making(self.source, self.attack, self.images)]
+        return [*trained, Training(self.source), Making(self.source, self.attack, self.images)]
 
     def is_done(self, place: Place) -> bool:
         """Whether its records are there."""
@@ -172,19 +172,21 @@ class Picture:
 
     @property
     def key(self) -> str:
-        """What tells it from every other job."""
-        return self.figure
+        """What tells it from every other job: the networks, which have the scale, and the attacks."""
+        shown = [each.recipe.hash for each in self.subjects]
+        made = [_described(attack) for attack in paper.attacks("mnist").values()]
+        return f"{self.figure}-{_digest([shown, made])}"
 
     @property
     def subjects(self) -> list[Subject]:
         """The source, and where the figure is about the auto-encoder, Defend++."""
         ours = Subject("ours", "mnist", "resnet18", 1, self.scale)
-        return {"figure2": [], "figure5": [ours.source]}.get(self.figure, [ours.source, ours])
+        return [ours.source] if self.figure in ("figure2", "figure5") else [ours.source, ours]
 
     @property
     def needs(self) -> "list[Job]":
-        """The networks it shows."""
-        return [Training(each) for each in self.subjects]
+        """The networks it shows; of figure 2 there is none, only their images."""
+        return [Training(each) for each in self.subjects] if self.figure != "figure2" else []
 
     def is_done(self, place: Place) -> bool:
         """Whether its arrays are there."""
@@ -192,7 +194,7 @@ class Picture:
 
     def file(self, place: Place) -> Path:
         """The arrays."""
-        return place.results / "figures" / f"{self.figure}.npz"
+        return place.results / "figures" / f"{self.key}.npz"
 
     def __str__(self) -> str:
         return f"arrays of {self.figure}"
@@ -202,8 +204,14 @@ Job = Training | Making | Measurement | Picture
 
 
 def _hash(source: Subject, attack: Attack | None, images: int | None, through: str = "") -> str:
-    described = attack and [attack.name, attack.norm, attack.epsilon, dict(attack.settings)]
-    parts = [source.recipe.hash, described, images, through]
+    return _digest([source.recipe.hash, attack and _described(attack), images, through])
+
+
+def _described(attack: Attack) -> list[object]:
+    return [attack.name, attack.norm, attack.epsilon, dict(attack.settings)]
+
+
+def _digest(parts: list[object]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from defendpp import figures, paper, tables
 from defendpp.files import write_whole
 from defendpp.paper import FIGURES, Scale
-from defendpp.study import Place, figure6
+from defendpp.study import Picture, Place, figure6
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,7 +27,7 @@ def write_table(name: str, scale: Scale, place: Place) -> "RenderableType":
 
 def write_figure(name: str, scale: Scale, place: Place) -> str:
     """Write a figure to `name`.png in the results; returns where it is, or that it was not measured yet."""
-    arrays = place.results / "figures" / f"{name}.npz"
+    arrays = Picture(name, scale).file(place)
     if name != "figure6" and not arrays.exists():
         return f"{name}: {FIGURES[name]}: not measured yet"
     title = f"{name.replace('f', 'F')}. {FIGURES[name]}"
