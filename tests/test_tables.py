@@ -4,9 +4,9 @@ import io
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from rich.console import Console
+from study_records import store
 
 from defendpp import records, study_report, tables
 from defendpp.paper import FIGURES, TABLES
@@ -17,38 +17,6 @@ from defendpp.tables import LINES, markdown, printed, terminal
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path / "results", tmp_path / "work")
-
-
-def store(job: Measurement, correct: list[bool], place: Place, l2: float = 1.5) -> None:
-    n = len(correct)
-    attack = job.attack
-    frame = pd.DataFrame(
-        {
-            "network": str(job.target),
-            "network_id": "target",
-            "data": "mnist",
-            "split": "test",
-            "image": np.arange(n)[::-1],
-            "label": 0,
-            "attack": attack.name if attack else "none",
-            "norm": attack.norm if attack else "",
-            "epsilon": np.nan if attack is None or attack.epsilon is None else attack.epsilon,
-            "settings": "{}",
-            "knowledge": "clean" if attack is None else "white-box" if job.is_white_box else "transfer",
-            "source": "",
-            "source_id": "source",
-            "clean_prediction": 0,
-            "prediction": [0 if right else 1 for right in correct],
-            "correct": correct,
-            "success": [not right for right in correct],
-            "l2": l2,
-            "linf": 0.1,
-            "queries": 1,
-            "seed": 0,
-            "scale": "cpu",
-        }
-    ).astype({"image": "int64"})
-    records.write(frame, job.file(place))
 
 
 def line(table: tables.Printed, row: str, line: str) -> list[tables.Cell]:
@@ -81,7 +49,7 @@ def test_three_seeds_are_a_mean_with_its_interval(place: Place) -> None:
             if each.target == subject and each.attack and each.attack.name == "bim" and not each.is_white_box
         )
         store(transfer, correct, place)
-    cell = line(printed("table2", "cpu", place), row.name, "transfer")[1]
+    cell = line(printed("table2", "cpu", place), row.name, "paper's protocol")[1]
     expected = records.mean_accuracy([np.array(correct) for correct in rights])
     assert expected.value == pytest.approx(0.7)
     assert cell.text == f"70.0 ({100 * expected.low:.1f}–{100 * expected.high:.1f})"
@@ -91,7 +59,7 @@ def test_three_seeds_are_a_mean_with_its_interval(place: Place) -> None:
 def test_what_was_measured_of_three_seeds_is_said(place: Place) -> None:
     subject = Subject("ours", "mnist", "resnet18", 2, "cpu")
     store(Measurement(subject, subject), [True] * 9 + [False], place)
-    (text,) = [cell.text for cell in line(printed("table1", "cpu", place), "ours", "transfer")[-1:]]
+    (text,) = [cell.text for cell in line(printed("table1", "cpu", place), "ours", "paper's protocol")[-1:]]
     found = records.accuracy(np.array([True] * 9 + [False]))
     assert text == f"90.0 ({100 * found.low:.1f}–{100 * found.high:.1f}), 1 of 3 seeds"
 
@@ -124,14 +92,47 @@ def test_white_box_minimal_norm_attacks_also_give_their_distance(place: Place) -
     assert cell.text.endswith(", median 0.37")
 
 
-def test_the_source_shows_the_same_under_both_protocols(place: Place) -> None:
+def test_comdefend_white_box_distance_is_the_nearer_of_both_gradients(place: Place) -> None:
+    """One gradient breaks all images at 0.1, the other none: the median is 0.1, not infinite."""
+    subject = Subject("comdefend", "cifar10", "resnet18", 1, "cpu")
+    ways = [
+        each
+        for each in measurements("table3", "cpu")
+        if each.target == subject and each.through and each.attack and each.attack.name == "ddn"
+    ]
+    store(ways[0], [False] * 20, place, l2=0.1)
+    store(ways[1], [True] * 20, place, l2=0.0)
+    assert line(printed("table3", "cpu", place), "ComDefend", "white-box")[3].text.endswith("median 0.10")
+
+
+def test_the_source_is_shown_as_white_box(place: Place) -> None:
     subject = Subject("source", "mnist", "resnet18", 0, "cpu")
     for job in measurements("table2", "cpu"):
         if job.target == subject and job.attack and job.attack.name == "bim":
             store(job, [False] * 9 + [True], place)
     table = printed("table2", "cpu", place)
-    assert line(table, "No defense", "transfer")[1] == line(table, "No defense", "white-box")[1]
-    assert line(table, "No defense", "transfer")[1].text.startswith("10.0 (")
+    assert line(table, "No defense", "paper's protocol")[1].reason == "own"
+    assert line(table, "No defense", "white-box")[1].text.startswith("10.0 (")
+
+
+def test_records_of_two_sets_of_weights_are_refused(place: Place) -> None:
+    subject = Subject("ours", "mnist", "resnet18", 1, "cpu")
+    jobs = [each for each in measurements("table1", "cpu") if each.target == subject and each.is_white_box]
+    store(jobs[0], [True], place)
+    store(jobs[1], [True], place, weights="others")
+    with pytest.raises(ValueError, match=r"records of ours .* are of two sets of weights, "):
+        printed("table1", "cpu", place)
+
+
+def test_a_cell_on_fewer_images_says_how_many(place: Place) -> None:
+    subject = Subject("ours", "cifar10", "resnet18", 1, "cpu")
+    for job in measurements("table3", "cpu"):
+        if job.target == subject and job.is_white_box:
+            store(job, [True] * (20 if job.attack is None else 10), place)
+    text = markdown(printed("table3", "cpu", place))
+    assert "100.0 (72.2–100.0), n = 10 |" in text
+    assert "on 20 test images or as many as the cell says" in text
+    assert "n = 20" not in text
 
 
 def test_both_ways_of_printing_hold_every_number(place: Place) -> None:

@@ -6,14 +6,15 @@ measured yet is left out.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
 from defendpp import records, tables
-from defendpp.paper import TABLES, Scale
-from defendpp.study import Place, cell
+from defendpp.paper import FIGURE6_EPSILONS, TABLES, Scale
+from defendpp.study import Picture, Place, cell, figure6
 
 Protocol = Literal["transfer", "white-box"]
 
@@ -65,7 +66,8 @@ QUESTIONS = (
         tuple(("4 shared blocks", each) for each in ("1 shared block", "2 shared blocks", "3 shared blocks")),
         columns=("FGSM", "BIM"),
     ),
-    Question("What does the decoder add to noise?", "table2", (("ours + GN", "noise alone"), ("ours + GN", "ours"))),
+    Question("What does the decoder add to noise?", "table2", (("ours + GN", "noise alone"),)),
+    Question("What does noise add to the decoder?", "table2", (("ours + GN", "ours"),)),
     Question(
         "White-box, is Defend++ harder to fool than an undefended network?",
         "table2",
@@ -83,22 +85,28 @@ QUESTIONS = (
 
 def right(
     table: str, row: str, column: str, protocol: Protocol, scale: Scale, place: Place
-) -> dict[int, NDArray[np.bool_]]:
-    """Which images stayed right, by training seed, in the order of the images, for the seeds that were measured."""
+) -> "dict[int, pd.Series[bool]]":
+    """Which images stayed right, by training seed, indexed by image, for the seeds that were measured."""
     of_row = next(each for each in TABLES[table].rows if each.name == row)
     of_column = next(each for each in TABLES[table].columns if each.name == column)
     groups = cell(TABLES[table], of_row, of_column, scale)[protocol == "white-box"]
     found = {group[0].target.seed: tables.right(group, place) for group in groups}
-    return {seed: values.to_numpy() for seed, values in found.items() if values is not None}
+    return {seed: values for seed, values in found.items() if values is not None}
 
 
 def contrast(
     table: str, a: str, b: str, column: str, protocol: Protocol, scale: Scale, place: Place
 ) -> records.Difference | records.MeanDifference | None:
-    """Accuracy of row a less that of row b, over the seeds that both have; None where they have none in common."""
+    """Accuracy of row a less that of row b, over the seeds that both have; None where they have none in common.
+
+    Raises `ValueError` where they were not measured on the same images.
+    """
     first, second = (right(table, row, column, protocol, scale, place) for row in (a, b))
-    shared = [seed for seed in first if seed in second and len(first[seed]) == len(second[seed])]
-    by_seed = [records.paired_difference(first[seed], second[seed]) for seed in shared]
+    by_seed = []
+    for seed in [seed for seed in first if seed in second]:
+        if not first[seed].index.equals(second[seed].index):
+            raise ValueError(f"“{a}” and “{b}” of {table} saw different images under {column}: measure them again")
+        by_seed.append(records.paired_difference(first[seed].to_numpy(), second[seed].to_numpy()))
     if len(by_seed) < 2:
         return by_seed[0] if by_seed else None
     return records.mean_difference(by_seed)
@@ -119,6 +127,13 @@ def answers(question: Question, scale: Scale, place: Place) -> list[str]:
 
 
 def _verdict(found: Sequence[records.Difference | records.MeanDifference]) -> str:
+    told = _told(found)
+    if any(isinstance(each, records.Difference) for each in found):
+        told += ", of this one pair of networks; other training seeds were not tried"
+    return told
+
+
+def _told(found: Sequence[records.Difference | records.MeanDifference]) -> str:
     signs = {1 if each.low > 0 else -1 if each.high < 0 else 0 for each in found}
     if signs == {1}:
         return "higher under every attack here"
@@ -138,6 +153,43 @@ def _reported(question: Question, a: str, b: str, column: str) -> str:
     if first is None or second is None or question.protocol != "transfer":
         return ""
     return f" (paper {first - second:+.2f})"
+
+
+def claims(scale: Scale, place: Place) -> list[str]:
+    """What section 4.5 claims of the budget that an attacker needs and of R, as far as it was measured."""
+    lines = []
+    for protocol in ("transfer", "white-box"):
+        budgets = {role: _half(role, protocol, scale, place) for role in ("source", "none", "ours")}
+        if all(budgets.values()):
+            source, none, ours = (f"{budgets[role]:.2f}" for role in ("source", "none", "ours"))
+            lines.append(
+                f"The FGSM budget that leaves half the images right, {protocol}: {source} on “No defense”, {none} on "
+                f"“{OTHER}”, {ours} on “ours”. The paper: Defend++ makes the attacker “almost double” it."
+            )
+    arrays = Picture("figure8", scale).file(place)
+    if arrays.exists():
+        with np.load(arrays) as found:
+            for protocol in ("transfer", "white-box"):
+                ratio, nearer = found[f"{protocol} R"], found[f"{protocol} D_rc"] < found[f"{protocol} distance"]
+                share, shares = (records.accuracy(each) for each in (ratio < 1, nearer))
+                lines.append(
+                    f"R < 1 for {share} of n = {share.n:,} FGSM images, {protocol} (the paper: always); nearer to the "
+                    f"clean image than the attacked one was: {shares}."
+                )
+    return lines
+
+
+def _half(role: str, protocol: str, scale: Scale, place: Place) -> float | None:
+    """The FGSM budget at which accuracy falls through one half, between the budgets of figure 6."""
+    measured = [tables.right([each], place) for each in figure6(scale)[protocol, role]]
+    shares = [float(each.mean()) for each in measured if each is not None]
+    budgets = (0.0, *FIGURE6_EPSILONS)
+    if len(shares) < len(budgets):
+        return None
+    for (low, before), (high, after) in pairwise(zip(budgets, shares, strict=True)):
+        if before >= 0.5 > after:
+            return low + (high - low) * (before - 0.5) / (before - after)
+    return None
 
 
 def orders(scale: Scale, place: Place) -> list[str]:

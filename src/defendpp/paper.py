@@ -231,6 +231,25 @@ COMDEFEND_BESIDE_RESNET50 = {"FGSM": 83.0, "BIM": 34.0, "C&W": 87.0}
 """Section 4.5: ComDefend on CIFAR-10 with ResNet-50 at L∞ 16/255, quoted there from table 5 of Jia et al. (2019)."""
 
 
+REMARKS = {
+    "source": "attacked for the paper's protocol; the pretrained network of table 4 is left as published",
+    "ours + GN": "noise of variance 0.01 on the input, clipped, after the released CIFAR-10 script; ComDefend, which "
+    "the paper refers to, has it on the code",
+    "adv-fgsm": "online, half of each batch's loss on clean images (Goodfellow et al. 2015)",
+    "adv-fgsm-fixed": "as released: clean images and FGSM images made once on the source, in one set",
+    "adv-ddn": "from the source's weights, max-norm 2.4 or 1 (Rony et al. 2019), who take 100 steps",
+    "adv-pgd": "Madry et al. 2018 at the budget of the tables; the paper says nothing of its own",
+    "comdefend": "in front of the source; layers, noise and penalty as published; on digits another start and learning "
+    "rate, because as published it ends in black images",
+    "comdefend-wb": "the same; its classifier alone is attacked, on reformed images, and tested alone",
+    "ours, fine-tuned": "from the source's weights, as released",
+    "ours, as released": "the same with 0.8 on the full scale",
+    "none, fine-tuned": "the source trained on in the same way, without a decoder: the control of the fine-tuned rows",
+    "ours, alternating": "section 3.4, cycles of auto-encoder and classifier before joint learning",
+}
+"""What a role's recipe does not say by itself."""
+
+
 def attacks(data: str) -> dict[str, Attack]:
     """The attacks of sections 4.1 and 4.2 by the names of the columns, and variations of FGSM and BIM.
 
@@ -267,21 +286,25 @@ def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recip
     if role == "source":
         return source
     base = replace(plain, seed=seed)
-    # sections 4.2 and 4.5
-    shared = {"vgg16": 2, "resnet50": None}.get(network, None if data == "mnist" else 3)
+    # sections 4.2 and 4.5; of a pretrained network the stem is one block more
+    shared = {"vgg16": 2, "resnet50": None, "pretrained": 4}.get(network, None if data == "mnist" else 3)
     ours = replace(base, defence="defend", shared_blocks=shared)
 
     def noisy(recipe: Recipe) -> Recipe:
         """As in the authors' code: variance 0.01 on the input image, clipped; the clean image is rebuilt."""
         return replace(recipe, noise=0.1, clip_noise=True)
 
-    # the authors' code starts Defend++ from the trained classifier, with a tenth of its first learning rate
-    tuned = replace(base, pretrained=False, start=source.hash, learning_rate=base.learning_rate / 10)
+    # the authors' code starts Defend++ from the trained classifier, with a learning rate of 0.01
+    tuned = replace(base, pretrained=False, start=source.hash, learning_rate=0.01)
     if not is_full:
         tuned = replace(tuned, epochs=min(10, base.epochs))
     online = replace(base, defence="adversarial", attack="fgsm", clean_weight=0.5)
-    # Rony et al. (2019) train on DDN images for the last 30 of 230 epochs; at "cpu" scale 3, and PGD half of all
-    ddn_epochs, pgd_epochs = (30, base.epochs) if is_full else (3, base.epochs // 2)
+    # Rony et al. (2019): 100 steps; MNIST 50 epochs, CIFAR-10 the last 30 of 230
+    ddn = replace(tuned, defence="adversarial", attack="ddn", attack_steps=100, epochs=50 if data == "mnist" else 30)
+    alternating = replace(ours, learning="alternating", cycles=10, auto_encoder_epochs=100, classifier_epochs=50)
+    if not is_full:
+        ddn = replace(ddn, attack_steps=None, epochs=3)
+        alternating = replace(ours, learning="alternating")
     recipes = {
         "none": base,
         "noise": noisy(base),
@@ -298,11 +321,13 @@ def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recip
         "none, fine-tuned": tuned,
         "ours, fine-tuned": replace(tuned, defence="defend", shared_blocks=shared),
         "ours, as released": replace(tuned, defence="defend", shared_blocks=shared, full_scale_weight=0.8),
-        "ours, alternating": replace(ours, learning="alternating"),
+        "ours, alternating": alternating,
         "adv-fgsm": online,
         "adv-fgsm-fixed": replace(online, clean_weight=0.0, attacked_run=source.hash),
-        "adv-ddn": replace(tuned, defence="adversarial", attack="ddn", epochs=ddn_epochs),
-        "adv-pgd": replace(base, defence="adversarial", attack="pgd", epochs=pgd_epochs),
+        "adv-ddn": ddn,
+        "adv-pgd": replace(
+            base, defence="adversarial", attack="pgd", epochs=base.epochs if is_full else base.epochs // 2
+        ),
         "comdefend": replace(
             source,
             defence="comdefend",

@@ -179,7 +179,7 @@ class MeanAccuracy:
 
 
 def mean_accuracy(by_seed: Sequence[Bool[np.ndarray, " image"]]) -> MeanAccuracy:
-    """The mean over at least two seeds, and where the next seed's mean would be looked for.
+    """The mean over at least two seeds, and an interval for the mean of all seeds.
 
     The interval is Student's over the seeds, or Wilson's over the images where that is wider: three seeds that agree by
     chance do not make n images tell more than they can.

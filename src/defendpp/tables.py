@@ -1,17 +1,18 @@
 """Tables of the study: reported beside measured, cell by cell, from records alone. No network is loaded.
 
-Each row has three lines: what the paper printed; what was measured under its protocol, transfer; and white-box. A cell
-without a number says why in a note.
+Each row has three lines: what the paper printed; what was measured under its protocol; and white-box. A cell without a
+number says why in a note.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import pyarrow.parquet as pq
 
-from defendpp import records
+from defendpp import records, study
 from defendpp.paper import TABLES, Column, Row, Scale
 from defendpp.records import Accuracy, MeanAccuracy
 from defendpp.study import Measurement, Place, cell
@@ -19,10 +20,11 @@ from defendpp.study import Measurement, Place, cell
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-LINES = ("reported", "transfer", "white-box")
+LINES = ("reported", "paper's protocol", "white-box")
 REASONS = {
     "paper": "not in the paper",
-    "source": "images of another network are a transfer by definition",
+    "source": "images made on another network are not white-box",
+    "own": "the images were made on this very network: see white-box",
     "wb": "the bare classifier is attacked on reformed images and tested without ComDefend, which is one protocol",
     "open": "measured under transfer only",
     "missing": "not measured yet",
@@ -37,6 +39,8 @@ class Cell:
     text: str
     reason: str = ""
     """A key of `REASONS`, where there is no number."""
+    n: int | None = None
+    """Images, where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,22 @@ def outcome(measurement: Measurement, place: Place) -> pd.DataFrame | None:
     columns = ["image", "correct", "clean_prediction", "label", "success", "norm", "l2", "linf"]
     read: pd.DataFrame = pq.ParquetFile(path).read(columns).to_pandas()
     return read.set_index("image").sort_index()
+
+
+def check_weights(measurements: Iterable[Measurement], place: Place) -> None:
+    """Refuse records that are of several sets of weights for one recipe, as after training it again elsewhere."""
+    seen: dict[str, tuple[str, Measurement]] = {}
+    for each in measurements:
+        if each.through == "bare" or not each.file(place).exists():
+            continue
+        first = pq.ParquetFile(each.file(place)).read(["network_id", "source_id"]).slice(0, 1).to_pylist()[0]
+        for subject, id_ in ((each.target, first["network_id"]), (each.source, first["source_id"])):
+            known, by = seen.setdefault(subject.recipe.hash, (id_, each))
+            if id_ not in (known, ""):
+                raise ValueError(
+                    f"records of {subject} are of two sets of weights, {known} ({by.file(place).name}) and {id_} "
+                    f"({each.file(place).name}): remove the ones or the others"
+                )
 
 
 def right(alternatives: Sequence[Measurement], place: Place) -> "pd.Series[bool] | None":
@@ -83,6 +103,7 @@ def estimate(measured: "Sequence[pd.Series[bool]]") -> Accuracy | MeanAccuracy:
 def printed(name: str, scale: Scale, place: Place) -> Printed:
     """A table of the paper with what was measured so far. Raises `KeyError` for a name that is no table's."""
     table = TABLES[name]
+    check_weights(study.measurements(name, scale), place)
     rows = []
     numbers: list[tuple[int, int]] = []
     for row in table.rows:
@@ -108,33 +129,42 @@ def _measured(
         if column.attack == "Clean":
             return Cell("", "clean")
         return Cell("", "wb" if row.role == "comdefend-wb" else "source" if column.in_paper else "open")
-    measured = by_seed(measurements, place)
-    if not measured:
+    first = measurements[0][0]
+    if line == LINES[1] and first.attack is not None and first.is_white_box and not first.through:
+        return Cell("", "own")
+    groups = [group for group in measurements if right(group, place) is not None]
+    if not groups:
         return Cell("", "missing")
-    found = estimate(measured)
+    found = estimate(by_seed(groups, place))
     numbers.append((found.n, len(measurements)))
     text = f"{100 * found.value:.1f} ({100 * found.low:.1f}–{100 * found.high:.1f})"
-    if len(measured) < len(measurements):
-        text += f", {len(measured)} of {len(measurements)} seeds"
-    attack = measurements[0][0].attack
-    if line == "white-box" and attack is not None and attack.epsilon is None:
-        rows = [
-            found for group in measurements for found in (outcome(each, place) for each in group) if found is not None
-        ]
-        text += f", median {records.median_distance(pd.concat(rows, ignore_index=True)).median:.2f}"
-    return Cell(text)
+    if line == LINES[2] and first.attack is not None and first.attack.epsilon is None:
+        text += f", median {_median([_nearest(group, place) for group in groups]):.2f}"
+    if len(groups) < len(measurements):
+        text += f", {len(groups)} of {len(measurements)} seeds"
+    return Cell(text, n=found.n)
+
+
+def _nearest(alternatives: Sequence[Measurement], place: Place) -> pd.DataFrame:
+    """Of each image the nearest that any of these attacks found."""
+    frames = [frame for frame in (outcome(each, place) for each in alternatives) if frame is not None]
+    reach = pd.concat([frame["l2"].where(frame["success"], inf) for frame in frames], axis=1).min(axis=1)
+    return frames[0].assign(l2=reach, success=reach < inf)
+
+
+def _median(frames: Sequence[pd.DataFrame]) -> float:
+    return records.median_distance(pd.concat(frames, ignore_index=True)).median
 
 
 def _note(rows: Sequence[tuple[str, str, Sequence[Cell]]], numbers: Sequence[tuple[int, int]], scale: Scale) -> str:
-    images = sorted({n for n, _ in numbers}, reverse=True)
     note = f"Accuracy in %. Measured at “{scale}” scale, with its 95 % interval"
-    note += (
-        f", on {' or '.join(f'{n:,}' for n in images)} test images (fewer where an attack is dear)" if images else ""
-    )
+    if numbers:
+        note += f", on {max(n for n, _ in numbers):,} test images or as many as the cell says"
     if any(seeds > 1 for _, seeds in numbers):
         note += "; mean over three training seeds where a row has three"
     note += (
-        ". “median”: of the L2 distance that a minimal-norm attack needed. The line “transfer” is the paper's protocol."
+        ". “median”: of the L2 distance that a minimal-norm attack needed. The paper's protocol: images made once on "
+        "the network of the row “No defense”, shown to all others; before ComDefend that is gray-box."
     )
     reasons = dict.fromkeys(each.reason for _, _, cells in rows for each in cells if each.reason)
     if reasons:
@@ -146,8 +176,12 @@ def _mark(reason: str) -> str:
     return "abcdefgh"[list(REASONS).index(reason)] + ")"
 
 
-def _text(each: Cell) -> str:
-    return each.text or f"– {_mark(each.reason)}"
+def _text(each: Cell, most: int) -> str:
+    return f"{each.text}{'' if each.n in (None, most) else f', n = {each.n:,}'}" or f"– {_mark(each.reason)}"
+
+
+def _most(table: Printed) -> int:
+    return max((each.n or 0 for _, _, cells in table.rows for each in cells), default=0)
 
 
 def markdown(table: Printed) -> str:
@@ -155,7 +189,10 @@ def markdown(table: Printed) -> str:
     lines = [
         f"| | | {' | '.join(table.columns)} |",
         "|---|---" + "|---:" * len(table.columns) + "|",
-        *(f"| {name} | {line} | {' | '.join(map(_text, cells))} |" for name, line, cells in table.rows),
+        *(
+            f"| {name} | {line} | {' | '.join(_text(each, _most(table)) for each in cells)} |"
+            for name, line, cells in table.rows
+        ),
     ]
     return "\n".join([*lines, "", table.note]) + "\n"
 
@@ -172,6 +209,6 @@ def terminal(table: Printed) -> "RichTable":
     for name in table.columns:
         made.add_column(Text(name), justify="right")
     for name, line, cells in table.rows:
-        texts = [Text(_text(each).replace(" (", "\n(").replace(", median", "\nmedian")) for each in cells]
+        texts = [Text(_text(each, _most(table)).replace(" (", "\n(").replace(", ", "\n")) for each in cells]
         made.add_row(Text(name), Text(line), *texts, end_section=line == LINES[-1])
     return made

@@ -1,0 +1,40 @@
+"""Records of a study, written by hand."""
+
+import numpy as np
+import pandas as pd
+
+from defendpp import records
+from defendpp.study import Measurement, Place
+
+
+def store(job: Measurement, correct: list[bool], place: Place, l2: float = 1.5, weights: str = "") -> None:
+    """Whether each image stayed right; `weights` stands for what the networks were trained to."""
+    n = len(correct)
+    attack = job.attack
+    frame = pd.DataFrame(
+        {
+            "network": str(job.target),
+            "network_id": weights or job.target.recipe.hash,
+            "data": "mnist",
+            "split": "test",
+            "image": np.arange(n)[::-1],
+            "label": 0,
+            "attack": attack.name if attack else "none",
+            "norm": attack.norm if attack else "",
+            "epsilon": np.nan if attack is None or attack.epsilon is None else attack.epsilon,
+            "settings": "{}",
+            "knowledge": "clean" if attack is None else "white-box" if job.is_white_box else "transfer",
+            "source": "",
+            "source_id": job.source.recipe.hash if attack and not (weights and job.is_white_box) else weights,
+            "clean_prediction": 0,
+            "prediction": [0 if right else 1 for right in correct],
+            "correct": correct,
+            "success": [not right for right in correct],
+            "l2": l2,
+            "linf": 0.1,
+            "queries": 1,
+            "seed": 0,
+            "scale": "cpu",
+        }
+    ).astype({"image": "int64"})
+    records.write(frame, job.file(place))

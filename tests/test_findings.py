@@ -1,0 +1,129 @@
+"""Sentences from records written by hand: their numbers, their tests and their words."""
+
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from study_records import store
+
+from defendpp import records
+from defendpp.findings import OTHER, QUESTIONS, Question, answers, claims, contrast, orders
+from defendpp.paper import TABLES
+from defendpp.study import Measurement, Place, figure6, measurements
+
+ROOT = Path(__file__).parent.parent
+AGAINST_OTHER = Question("?", "table2", (("ours", OTHER),), columns=("BIM",))
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "results", tmp_path / "work")
+
+
+def transfers(role: str, attack: str = "bim") -> list[Measurement]:
+    """By seed."""
+    found = [
+        each
+        for each in measurements("table2", "cpu")
+        if each.target.role == role and each.attack and each.attack.name == attack and not each.is_white_box
+    ]
+    return sorted(found, key=lambda each: each.target.seed)
+
+
+def first(k: int, n: int = 100) -> list[bool]:
+    return [True] * k + [False] * (n - k)
+
+
+def test_every_question_is_about_rows_and_columns_that_there_are() -> None:
+    for question in QUESTIONS:
+        table = TABLES[question.table]
+        assert {name for pair in question.pairs for name in pair} <= {row.name for row in table.rows}
+        assert set(question.columns) <= {column.name for column in table.columns}
+
+
+def test_three_seeds_are_paired_and_averaged(place: Place) -> None:
+    for job, other, k in zip(transfers("ours"), transfers("none"), (60, 70, 80), strict=True):
+        store(job, first(k), place)
+        store(other, first(40), place)
+    found = contrast("table2", "ours", OTHER, "BIM", "transfer", "cpu", place)
+    pairs = [records.paired_difference(np.array(first(k)), np.array(first(40))) for k in (60, 70, 80)]
+    assert found == records.mean_difference(pairs)
+    assert isinstance(found, records.MeanDifference)
+    assert found.seeds == 3
+    (text,) = answers(AGAINST_OTHER, "cpu", place)
+    assert text.startswith(f"“ours” against “{OTHER}”: **higher under every attack here**. BIM +30.0 points [")
+
+
+def test_one_seed_speaks_of_one_pair_of_networks_only(place: Place) -> None:
+    store(transfers("ours")[1], first(90), place)
+    store(transfers("none")[1], first(20), place)
+    (text,) = answers(AGAINST_OTHER, "cpu", place)
+    assert (
+        "**higher under every attack here, of this one pair of networks; other training seeds were not tried**" in text
+    )
+
+
+def test_no_difference_is_said_to_be_none(place: Place) -> None:
+    for job, other, k in zip(transfers("ours"), transfers("none"), (48, 52, 50), strict=True):
+        store(job, first(k), place)
+        store(other, first(50), place)
+    (text,) = answers(AGAINST_OTHER, "cpu", place)
+    assert "**no difference that these measurements can tell from chance**" in text
+
+
+def test_the_papers_own_difference_stands_beside_ours(place: Place) -> None:
+    for role in ("ours", "ours + GN"):
+        for job in transfers(role):
+            store(job, first(50), place)
+    (text,) = answers(Question("?", "table2", (("ours + GN", "ours"),), columns=("BIM",)), "cpu", place)
+    assert text.endswith("(paper +1.07).")  # 56.44 - 55.37
+
+
+def test_other_images_are_refused(place: Place) -> None:
+    store(transfers("ours")[0], first(50), place)
+    store(transfers("none")[0], first(50, n=99), place)
+    with pytest.raises(ValueError, match="saw different images under BIM"):
+        contrast("table2", "ours", OTHER, "BIM", "transfer", "cpu", place)
+
+
+def test_what_was_not_measured_is_left_out(place: Place) -> None:
+    assert [line for question in QUESTIONS for line in answers(question, "cpu", place)] == []
+    assert claims("cpu", place) == []
+    assert len(orders("cpu", place)) == 1
+
+
+def test_the_order_of_the_attacks(place: Place) -> None:
+    for attack, k in {"fgsm": 80, "bim": 50, "carlini_wagner": 97, "ddn": 98}.items():
+        for job in transfers("ours", attack):
+            store(job, first(k), place)
+    assert orders("cpu", place)[1] == "Measured, transfer: BIM 50.0 < FGSM 80.0 < C&W 97.0 < DDN 98.0."
+
+
+def test_the_budget_that_halves_the_accuracy(place: Place) -> None:
+    """Accuracy falls by a tenth each budget: through one half at 0.5."""
+    for series in figure6("cpu").values():
+        for k, job in enumerate(series):
+            if not job.file(place).exists():
+                store(job, first(100 - 10 * k), place)
+    text = claims("cpu", place)[0]
+    assert f"transfer: 0.50 on “No defense”, 0.50 on “{OTHER}”, 0.50 on “ours”" in text
+
+
+def test_a_mean_difference_is_never_surer_than_its_pairs() -> None:
+    same = [records.paired_difference(np.array(first(60)), np.array(first(50)))] * 3
+    mean = records.mean_difference(same)
+    assert mean.low == pytest.approx(same[0].low)
+    assert mean.high == pytest.approx(same[0].high)
+    with pytest.raises(ValueError, match="two or more pairs on the same images"):
+        records.mean_difference(same[:1])
+
+
+def test_the_page_holds_every_table_and_says_what_is_missing(place: Place) -> None:
+    store(transfers("ours")[0], first(50), place)
+    page = runpy.run_path(str(ROOT / "docs" / "study.py"))["page"](place)
+    for number in range(1, 9):
+        assert f"\n## Table {number}\n" in page
+    assert "1 of " in page
+    assert "50.0 (40.4–59.6), 1 of 3 seeds" in page
+    assert page.count("Not measured yet.") == 5
