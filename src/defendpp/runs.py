@@ -126,7 +126,7 @@ def train(
     in it is changed then. Raises what `Recipe.check`, the parts' builders and `fit` raise.
     """
     recipe.check()
-    start, attacked_run = (_beside(folder, other) for other in (recipe.start, recipe.attacked_run))
+    start, attacked_run = (_beside(folder, recipe, option) for option in ("start", "attacked_run"))
     if len(data.train) < 2 or len(data.validation) < 1:
         raise ValueError(
             f"{data.name} has {len(data.train)} training and {len(data.validation)} validation images, too few to train"
@@ -286,14 +286,15 @@ def _with_attacked(images: Images, source: nn.Module, attack: threats.Attack, ba
     return Images(InMemory(torch.cat([*clean, *attacked])), rows, labels, index)
 
 
-def _beside(folder: Path, other: str | None) -> Path | None:
-    """The folder of another run, given as a path, or by its name where it lies beside this one."""
+def _beside(folder: Path, recipe: Recipe, option: str) -> Path | None:
+    """The folder of the run that an option names, by a path, or by its name where it lies beside this one."""
+    other: str | None = getattr(recipe, option)
     if other is None:
         return None
     for place in (Path(other), folder.parent / other):
         if (place / "classifier.safetensors").is_file():
             return place
-    raise FileNotFoundError(f"{other} is no folder of a finished run: no classifier.safetensors in it")
+    raise FileNotFoundError(f"{option} {other} is no folder of a finished run: no classifier.safetensors in it")
 
 
 @torch.inference_mode()
