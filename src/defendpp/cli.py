@@ -258,7 +258,7 @@ def reproduce(
         data_root: Folder that holds the data sets, or gets them (default: a cache of the user).
         device: auto, cpu, cuda, ...; with several workers or a cluster, cuda asks for a graphics card for each job.
         dry_run: List the jobs, which are done, and how long the others will take; do nothing.
-        show: Print what the records that are there give; do nothing else.
+        show: Do no job: print, and write beside the records, what the records that are there give.
         workers: More than one: so many processes on this machine, by Ray (pip install 'defendpp[ray]').
         ray: Address of a Ray cluster whose machines share these folders; auto for the one this machine belongs to.
     """

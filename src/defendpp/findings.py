@@ -7,16 +7,13 @@ measured yet is left out.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from defendpp import records, tables
-from defendpp.paper import FIGURE6_EPSILONS, TABLES, Scale
+from defendpp.paper import FIGURE6_EPSILONS, TABLES, Protocol, Scale
 from defendpp.study import Picture, Place, cell, figure6
-
-Protocol = Literal["transfer", "white-box"]
 
 
 @dataclass(frozen=True)
@@ -73,12 +70,14 @@ QUESTIONS = (
         "table2",
         (("ours", OTHER), ("ours + GN", OTHER), ("ours + GN", "noise alone")),
         "white-box",
+        ("FGSM", "BIM", "PGD", "Cascade"),
     ),
     Question(
         "White-box, against adversarial training",
         "table2",
         (("ours", "Adv. FGSM"), ("ours", "Adv. DDN"), ("ours", "Adv. PGD")),
         "white-box",
+        ("FGSM", "BIM", "PGD", "Cascade"),
     ),
 )
 

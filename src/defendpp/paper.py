@@ -13,6 +13,7 @@ from defendpp.recipe import Recipe
 from defendpp.threats import Attack
 
 Scale = Literal["cpu", "paper"]
+Protocol = Literal["transfer", "white-box"]
 
 SOURCE_SEED = 0
 """Of the undefended network that transferred images are made on; no row but "No defense" has it."""
@@ -27,6 +28,7 @@ class Row:
 
     name: str
     role: str
+    """Empty where the paper quotes the row from elsewhere, so that it is not measured."""
     published: Mapping[str, float]
     """By the name of the column; empty for a row that the paper does not have."""
     network: str = "resnet18"
@@ -45,8 +47,8 @@ class Column:
     """The network that the images were made on, where it is another one than the classifier."""
     source_seed: int | None = None
     """The seed of the source, where it is another one than `SOURCE_SEED`."""
-    in_paper: bool = True
-    """Whether it is a column of the paper's; others are measured under transfer only."""
+    protocols: tuple[Protocol, ...] = ("transfer", "white-box")
+    """Those that it is measured under."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,9 @@ class Table:
 
 
 USUAL = tuple(Column(name, name) for name in ("FGSM", "BIM", "C&W", "DDN", "Clean"))
-WITH_PGD = (*USUAL[:4], Column("PGD", "PGD"), USUAL[4])
+CASCADE = Column("Cascade", "Cascade", protocols=("white-box",))
+"""Not in the paper: from cheap to expensive until an image falls, for a white-box accuracy to rely on."""
+WITH_PGD = (*USUAL[:4], Column("PGD", "PGD"), CASCADE, USUAL[4])
 
 
 def published(
@@ -73,7 +77,7 @@ def published(
 
 OTHER_SEED = Row("No defense, another seed", "none", {})
 NOISE = Row("noise alone", "noise", {})
-NOISE_TWICE = (OTHER_SEED, NOISE)
+ALTERNATING = Row("ours, alternating", "ours, alternating", {})
 
 TABLES: dict[str, Table] = {
     "table1": Table(
@@ -112,7 +116,7 @@ TABLES: dict[str, Table] = {
             NOISE,
             Row("ours, fine-tuned", "ours, fine-tuned", {}),
             Row("ours, fine-tuned, 0.8 of the full scale", "ours, as released", {}),
-            Row("ours, alternating", "ours, alternating", {}),
+            ALTERNATING,
         ),
         WITH_PGD,
     ),
@@ -126,10 +130,12 @@ TABLES: dict[str, Table] = {
             Row("ComDefend", "comdefend", published(58.06, 23.60, 77.41, 76.28, 87.58)),
             Row("ours", "ours", published(64.63, 16.76, 89.78, 89.83, 93.22)),
             Row("ours + GN", "ours + GN", published(67.42, 18.12, 89.95, 88.76, 92.05)),
-            *NOISE_TWICE,
+            OTHER_SEED,
+            NOISE,
             Row("ours, fine-tuned", "ours, fine-tuned", {}),
+            ALTERNATING,
         ),
-        USUAL,
+        (*USUAL[:4], CASCADE, USUAL[4]),
     ),
     "table4": Table(
         "ImageNet",
@@ -165,6 +171,8 @@ TABLES: dict[str, Table] = {
             Row("No defense (ResNet-50)", "source", published(23.45, 0.00, 0.00, 0.00, 93.97), "resnet50"),
             Row("ours (ResNet-50)", "ours", published(79.18, 48.76, 90.52, 90.59, 93.85), "resnet50"),
             Row("No defense, another seed (ResNet-50)", "none", {}, "resnet50"),
+            # section 4.5: "under similar setting (e.g. 83, 34, 87 for L∞ = 16 in its Table 5)"
+            Row("ComDefend (ResNet-50), of Jia et al.", "", {"FGSM": 83.0, "BIM": 34.0, "C&W": 87.0}, "resnet50"),
         ),
         USUAL,
     ),
@@ -209,9 +217,12 @@ TABLES["variations"] = Table(
         Row("ours + GN", "ours + GN", {}),
     ),
     (
-        *(Column(name, name, in_paper=False) for name in ("FGSM 0.3", "BIM 0.3", "FGSM, 8 bits", "BIM, 8 bits")),
         *(
-            Column(f"{name}, another source", name, source_seed=SECOND_SOURCE_SEED, in_paper=False)
+            Column(name, name, protocols=("transfer",))
+            for name in ("FGSM 0.3", "BIM 0.3", "FGSM, 8 bits", "BIM, 8 bits")
+        ),
+        *(
+            Column(f"{name}, another source", name, source_seed=SECOND_SOURCE_SEED, protocols=("transfer",))
             for name in ("FGSM", "BIM")
         ),
         Column("Clean", "Clean"),
@@ -226,10 +237,6 @@ FIGURES = {
     "figure8": "Frequency histogram of R: distance of what is rebuilt to the clean image, over that to the attacked",
 }
 FIGURE6_EPSILONS = tuple(round(0.1 * i, 1) for i in range(1, 11))
-
-COMDEFEND_BESIDE_RESNET50 = {"FGSM": 83.0, "BIM": 34.0, "C&W": 87.0}
-"""Section 4.5: ComDefend on CIFAR-10 with ResNet-50 at L∞ 16/255, quoted there from table 5 of Jia et al. (2019)."""
-
 
 REMARKS = {
     "source": "attacked for the paper's protocol; the pretrained network of table 4 is left as published",
@@ -251,7 +258,7 @@ REMARKS = {
 
 
 def attacks(data: str) -> dict[str, Attack]:
-    """The attacks of sections 4.1 and 4.2 by the names of the columns, and variations of FGSM and BIM.
+    """The attacks of sections 4.1 and 4.2 by the names of the columns, the cascade, and variations of FGSM and BIM.
 
     The paper gives budgets for FGSM only, and no step for BIM or PGD: they get the same budgets and steps of a tenth.
     C&W's learning rate and first constant are not given either; these flip every image of an undefended network.
@@ -267,6 +274,7 @@ def attacks(data: str) -> dict[str, Attack]:
         "C&W": threats.carlini_wagner(search_steps=5, iterations=20),
         "DDN": threats.ddn(steps=100),
         "PGD": threats.pgd(epsilon, steps=100),
+        "Cascade": threats.cascade(epsilon),
     }
 
 

@@ -174,7 +174,7 @@ class Picture:
     def key(self) -> str:
         """What tells it from every other job: the networks, which have the scale, and the attacks."""
         shown = [each.recipe.hash for each in self.subjects]
-        made = [_described(attack) for attack in paper.attacks("mnist").values()]
+        made = [_described(paper.attacks("mnist")[name]) for name in ("FGSM", "BIM", "C&W", "DDN")]
         return f"{self.figure}-{_digest([shown, made])}"
 
     @property
@@ -249,9 +249,13 @@ def cell(
 
     For each training seed a list of measurements, of which the worst counts, image by image. White-box is empty where
     the column has another source than the network itself. The row "No defense" is the source: both are then the same.
+    Both are empty for a row that the paper quotes.
     """
     network = column.network or row.network
-    transfer, white_box = [], []
+    transfer: list[list[Measurement]] = []
+    white_box: list[list[Measurement]] = []
+    if not row.role:
+        return transfer, white_box
     for seed in seeds(replace(row, network=network), table, scale):
         role = "comdefend" if row.role == "comdefend-wb" else row.role
         target = Subject(role, table.data, network, seed, scale)
@@ -265,12 +269,14 @@ def cell(
         few, many = (count(target, column.attack, white_box=is_white) for is_white in (True, False))
         ways = ("straight-through", "identity") if role == "comdefend" else ("",)
         if row.role == "comdefend-wb":
-            transfer.append([Measurement(target, target, attack, few, "bare")])
+            if "transfer" in column.protocols:
+                transfer.append([Measurement(target, target, attack, few, "bare")])
             continue
-        transfer.append([Measurement(target, source, attack, many)])
-        if source == target:
+        if "transfer" in column.protocols:
+            transfer.append([Measurement(target, source, attack, many)])
+        if source == target and transfer:
             white_box.append(transfer[-1])
-        elif source == target.source and column.in_paper:
+        elif source in (target, target.source) and "white-box" in column.protocols:
             white_box.append([Measurement(target, target, attack, few, way) for way in ways])
     return transfer, white_box
 

@@ -26,7 +26,8 @@ REASONS = {
     "source": "images made on another network are not white-box",
     "own": "the images were made on this very network: see white-box",
     "wb": "the bare classifier is attacked on reformed images and tested without ComDefend, which is one protocol",
-    "open": "measured under transfer only",
+    "open": "not measured under this protocol",
+    "quoted": "quoted by the paper from Jia et al. (2019), at L∞ 16/255",
     "missing": "not measured yet",
     "clean": "the same as above: no attack",
 }
@@ -126,9 +127,13 @@ def _measured(
     numbers: list[tuple[int, int]],
 ) -> Cell:
     if not measurements:
+        if not row.role:
+            return Cell("", "quoted")
         if column.attack == "Clean":
             return Cell("", "clean")
-        return Cell("", "wb" if row.role == "comdefend-wb" else "source" if column.in_paper else "open")
+        if row.role == "comdefend-wb" and "transfer" in column.protocols:
+            return Cell("", "wb")
+        return Cell("", "source" if len(column.protocols) == 2 else "open")
     first = measurements[0][0]
     if line == LINES[1] and first.attack is not None and first.is_white_box and not first.through:
         return Cell("", "own")

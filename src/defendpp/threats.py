@@ -27,7 +27,11 @@ class Attack:
     is_random: bool
 
     def __str__(self) -> str:
-        return self.name if self.epsilon is None else f"{self.name} {self.epsilon:g}"
+        if self.epsilon is None:
+            return self.name
+        return f"{self.name} {self.epsilon:g}" + (
+            f", {self.settings['levels']} levels" if "levels" in self.settings else ""
+        )
 
 
 def fgsm(epsilon: float) -> Attack:
@@ -126,7 +130,10 @@ def minimal_pgd(
 
 
 def rounded(attack: Attack, levels: int = 256) -> Attack:
-    """`attack`, its images then rounded to `levels` values a pixel, as a file of 8 bits holds them (256)."""
+    """`attack`, its images then rounded to `levels` values a pixel, as a file of 8 bits holds them (256).
+
+    Rounding may leave the ball by half a level where 255 epsilon is no whole number.
+    """
     run = partial(_run_rounded, attack.run, levels)
     return replace(attack, settings={**attack.settings, "levels": levels}, run=run)
 
