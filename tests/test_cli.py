@@ -11,9 +11,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
-from defendpp import cli, records
+from defendpp import checks, cli, records
+from defendpp.checks import Check
 from defendpp.runs import load_run
 
 TINY = ["--width", "4", "--epochs", "1", "--training-images", "64", "--batch-size", "32", "--accelerator", "cpu"]
@@ -282,3 +284,37 @@ def test_reproduce_refuses_a_table_that_is_not_there(tmp_path: Path, capsys: pyt
     message = fails(capsys, "reproduce", "table9", "--results", tmp_path / "r", "--work", tmp_path / "w")
     assert "'table9' is none of the study's tables and figures: table1" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_check_says_what_it_found_and_fails_where_something_is_wrong(
+    runs: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [Check("gradients", "passed", "all fine"), Check("converged", "failed", "not yet")]
+    seen: dict[str, object] = {}
+
+    def checked(model: object, images: torch.Tensor, labels: torch.Tensor, **settings: object) -> list[Check]:
+        seen.update(settings, n=len(images))
+        return found
+
+    monkeypatch.setattr(checks, "check", checked)
+    message = fails(capsys, "check", runs["hardened"], "--others", runs["plain"], "--images", "7", "--epsilon", "0.1")
+    assert message == "defendpp: hardened: 1 of 2 checks failed: converged"
+    assert (seen["n"], seen["epsilon"], len(seen["others"])) == (7, 0.1, 1)  # type: ignore[arg-type]
+    found.pop()
+    run("check", runs["hardened"])
+    assert capsys.readouterr().out == "passed      gradients: all fine\n"
+    assert seen["epsilon"] == 0.2
+    assert "epsilon must be given for L2" in fails(capsys, "check", runs["hardened"], "--norm", "l2")
+
+
+def test_certify_prints_certified_accuracy(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("certify", runs["hardened"], "--images", "4", "--samples", "50", "--output", tmp_path / "c")
+    shown = capsys.readouterr().out
+    assert "Certified: the smoothed classifier" in " ".join(shown.split())
+    made = records.read(tmp_path / "c")
+    assert (len(made), json.loads(made["settings"].iloc[0])["sigma"]) == (4, 0.3)
+    message = fails(capsys, "certify", runs["plain"], "--output", tmp_path / "d")
+    assert "was trained without noise: give the sigma" in message
+    assert not (tmp_path / "d").exists()

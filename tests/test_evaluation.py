@@ -2,17 +2,20 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from examples import small_network
 from torch import nn
 
-from defendpp import threats
+from defendpp import evaluation, threats
+from defendpp.certify import certify
 from defendpp.data import Data, from_tensors
 from defendpp.evaluation import (
     Network,
     adversarial_set,
     attacked_records,
+    certified_records,
     evaluate,
     make_sets,
     network,
@@ -263,3 +266,30 @@ def test_shares_made_by_three_are_the_sets_that_one_makes(
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shared/sets/*/*.safetensors")}
     make_sets(networks, chosen, data.test, tmp_path / "shared", (0, 1), data="noise", source=networks[0])
     assert times == {path: path.stat().st_mtime_ns for path in tmp_path.glob("shared/sets/*/*.safetensors")}
+
+
+def test_a_certificate_is_recorded_image_by_image_and_goes_on_where_it_was(data: Data, tmp_path: Path) -> None:
+    """Against `certify` called by hand with the random numbers of each piece."""
+    target = network("small", small_network(1))
+
+    def certified(folder: Path) -> pd.DataFrame:
+        return certified_records(target, data.test.take(20), folder, sigma=0.2, samples=100, data="noise", seed=3)
+
+    made = certified(tmp_path / "a")
+    images, labels = data.test.take(20).batch(range(20))
+    generator = torch.Generator().manual_seed(3 * 1_000_003)
+    found = certify(target.model, images, sigma=0.2, samples=100, generator=generator)
+    assert made["prediction"].tolist() == found.prediction.tolist()
+    assert np.allclose(made["l2"], found.radius)
+    assert made["queries"].tolist() == found.samples.tolist()
+    assert made["correct"].tolist() == (found.prediction == labels).tolist()
+    assert set(made["knowledge"]) == {"certificate"}
+    assert json.loads(made["settings"].iloc[0]) == {"sigma": 0.2, "samples": 100, "alpha": 0.001}
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "a").iterdir()}
+    assert certified(tmp_path / "a").equals(made)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "a").iterdir()} == files
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "CERTIFIED_AT_ONCE", 8)
+        shared = certified(tmp_path / "b")
+    assert len(list((tmp_path / "b").iterdir())) == 3
+    assert shared["image"].tolist() == made["image"].tolist()

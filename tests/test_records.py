@@ -119,7 +119,10 @@ class TestFiles:
             ({"l2": nan}, "column 'l2' must be float64 without gaps"),
             ({"linf": inf}, "column 'linf' must be finite and at least 0, but is inf"),
             ({"epsilon": -0.1}, "column 'epsilon' must be at least 0, or NaN, but is -0.1 for image 0 of 'plain'"),
-            ({"knowledge": "black-box"}, "must be one of clean, white-box, gray-box, transfer, but is 'black-box'"),
+            (
+                {"knowledge": "black-box"},
+                "must be one of clean, certificate, white-box, gray-box, transfer, but is 'black-box'",
+            ),
             ({"norm": "l0"}, 'column \'norm\' must be "linf", "l2"'),
             ({"norm": ""}, "column 'norm' must be \"\" for clean images and for them only"),
             ({"attack": "none"}, "column 'attack' must be \"none\" where knowledge is \"clean\", but is 'none'"),
@@ -397,6 +400,26 @@ class TestSummary:
     def test_two_runs_in_a_cell(self) -> None:
         with pytest.raises(ValueError, match="more than one run answers to white-box pgd on 'a'"):
             records.summary(pd.concat([rows("a"), rows("a").assign(network_id="another training")]))
+
+
+@pytest.fixture
+def certified() -> pd.DataFrame:
+    """Four certificates; the third image is wrong."""
+    made = rows(attack="smoothing", knowledge="certificate", norm="l2", wrong=(2,), n=4)
+    return made.assign(l2=[0.6, 0.3, 0.0, 1.2], success=~made["correct"], source="", source_id="")
+
+
+def test_the_curve_of_a_certificate_counts_what_is_certified_beyond(certified: pd.DataFrame) -> None:
+    curve = records.security_curve(certified, [0.0, 0.3, 0.5, 1.2])
+    assert curve["value"].tolist() == [0.75, 0.5, 0.5, 0.0]
+
+
+def test_a_table_has_a_column_for_each_certified_radius_that_is_reached(certified: pd.DataFrame) -> None:
+    table = records.summary(certified)
+    columns: list[Any] = table.columns.tolist()
+    assert {column[:3] for column in columns} == {("certificate", "", "smoothing")}
+    assert [column[4] for column in columns] == [0.0, 0.25, 0.5, 1.0]
+    assert [cell.value for cell in table.iloc[0]] == [0.75, 0.75, 0.5, 0.25]
 
 
 def test_neither_records_nor_reports_load_torch() -> None:

@@ -233,6 +233,106 @@ def report(evaluation: Positional[Path], output: Path | None = None, overwrite: 
     _show(evaluation, output or evaluation / "report.html", overwrite=overwrite or output is None)
 
 
+def check(
+    run: Positional[Path],
+    others: tuple[Path, ...] = (),
+    epsilon: float | None = None,
+    norm: Literal["linf", "l2"] = "linf",
+    steps: int = 40,
+    images: int = 100,
+    data: str | None = None,
+    data_root: Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> None:
+    """Look for signs that a robust accuracy cannot be believed. Exits with 1 where a check fails.
+
+    Example: defendpp check runs/hardened --others runs/plain
+
+    Args:
+        run: Folder of a trained network.
+        others: Folders of other networks for the same images; what breaks these is shown to this one.
+        epsilon: Budget in pixel units of [0, 1] (default: the paper's L∞ budget for such images).
+        norm: Norm of the budget.
+        steps: Of PGD, the attack that is checked.
+        images: Test images to check on.
+        data: Other data than the network was trained on.
+        data_root: Folder that holds the data sets.
+        device: auto, cpu, cuda, ...
+        seed: Of what is random in the attacks.
+    """
+    from defendpp import checks, runs, threats
+
+    trained, *surrogates = [runs.load_run(folder) for folder in (run, *others)]
+    if norm == "l2" and epsilon is None:
+        raise ValueError("epsilon must be given for L2, since the paper has no L2 budget")
+    split = _test_images([trained, *surrogates], data, data_root, images)
+    place = _device(device) or "cpu"
+    shown, labels = (each.to(place) for each in split.batch(range(len(split))))
+    found = checks.check(
+        trained.classifier.to(place),
+        shown,
+        labels,
+        epsilon=threats.usual_epsilon(trained.image_shape) if epsilon is None else epsilon,
+        norm=norm,
+        steps=steps,
+        others=[each.classifier.to(place) for each in surrogates],
+        seed=seed,
+    )
+    for each in found:
+        print(each)
+    failed = [each.name for each in found if each.verdict == "failed"]
+    if failed:
+        raise ValueError(f"{trained.name}: {len(failed)} of {len(found)} checks failed: {', '.join(failed)}")
+
+
+def certify(
+    run: Positional[Path],
+    output: Path,
+    sigma: float | None = None,
+    samples: int = 10_000,
+    alpha: float = 0.001,
+    images: int | None = None,
+    data: str | None = None,
+    data_root: Path | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> None:
+    """Certify a network by randomised smoothing: how far no attack whatever changes its prediction.
+
+    Example: defendpp certify runs/hardened --images 500 --output certificates
+
+    Args:
+        run: Folder of a trained network.
+        output: Folder for the records; a second call goes on from what is there.
+        sigma: Standard deviation of the smoothing noise in pixel units (default: what the network was trained with).
+        samples: Noisy copies for each image.
+        alpha: Probability that an image's certificate is false.
+        images: Certify only so many of the test images.
+        data: Other data than the network was trained on.
+        data_root: Folder that holds the data sets.
+        seed: Of the noise.
+        device: auto, cpu, cuda, ...
+    """
+    from rich.console import Console
+
+    from defendpp import evaluation, report, runs
+
+    trained = runs.load_run(run)
+    deviation = trained.recipe.noise if sigma is None else sigma
+    if deviation == 0:
+        raise ValueError(f"{trained.name!r} was trained without noise: give the sigma to smooth it with")
+    split = _test_images([trained], data, data_root, images)
+    with _bar() as progress:
+        made = evaluation.certified_records(
+            evaluation.network(trained.name, trained.classifier), split, output, sigma=deviation, samples=samples,
+            alpha=alpha, data=data or trained.recipe.data, scale=trained.recipe.scale, seed=seed,
+            device=_device(device), progress=progress,
+        )  # fmt: skip
+    Console().print(report.table(made))
+    print(f"saved in {output}")
+
+
 def reproduce(
     names: Positional[list[str]],
     scale: Literal["cpu", "paper"] = "cpu",
@@ -307,6 +407,8 @@ def main(arguments: list[str] | None = None) -> None:
         "attack": attack,
         "evaluate": evaluate,
         "report": report,
+        "check": check,
+        "certify": certify,
         "reproduce": reproduce,
     }
     try:

@@ -28,11 +28,15 @@ from torch import Tensor, nn
 
 from defendpp import records
 from defendpp.attacks import Prepared, prepare
+from defendpp.certify import certify
 from defendpp.data import Images, digest
 from defendpp.files import write_whole
 from defendpp.objective import Defend
 from defendpp.runs import Run, fingerprint
 from defendpp.threats import Attack
+
+CERTIFIED_AT_ONCE = 20
+"""Images in a file of certificates, each of which takes about a second."""
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many images are done, and of how many."""
@@ -256,6 +260,69 @@ def attacked_records(
                 )
             )
     return {name: pd.concat(parts, ignore_index=True) for name, parts in frames.items()}
+
+
+def certified_records(
+    target: Network,
+    split: Images,
+    folder: Path,
+    *,
+    sigma: float,
+    data: str,
+    samples: int = 10_000,
+    alpha: float = 0.001,
+    split_name: str = "test",
+    scale: str = "cpu",
+    seed: int = 0,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> pd.DataFrame:
+    """Certify each image of `split` (`certify.certify`); the records go to `folder`, a file for every few images.
+
+    What is there already is not done again. Each file has random numbers of its own, so that it does not matter in how
+    many sittings it is done. `correct` is the smoothed classifier's, `l2` the certified radius.
+    """
+    settings = {"sigma": sigma, "samples": samples, "alpha": alpha}
+    key = hashlib.sha256(json.dumps([target.id, settings, seed, data, digest(split)]).encode()).hexdigest()[:12]
+    model = target.model.to(_device(target.model, device))
+    files = []
+    for start in range(0, len(split), CERTIFIED_AT_ONCE):
+        positions = torch.arange(start, min(start + CERTIFIED_AT_ONCE, len(split)))
+        files.append(folder / f"{target.id}-{key}-{start:06d}.parquet")
+        if not files[-1].exists():
+            images, labels = split.batch(positions)
+            noise = torch.Generator().manual_seed(seed * 1_000_003 + start)
+            found = certify(
+                model, images.to(_device(model, device)), sigma=sigma, samples=samples, alpha=alpha, generator=noise
+            )
+            frame = _frame(
+                target,
+                index=split.index[positions].numpy(),
+                labels=labels.numpy(),
+                clean=predictions(model, images, device=device).numpy(),
+                predicted=found.prediction.numpy(),
+                success=(found.prediction != labels).numpy(),
+                l2=found.radius.double().numpy(),
+                linf=np.zeros(len(positions)),
+                queries=found.samples.numpy(),
+                fixed={
+                    "data": data,
+                    "split": split_name,
+                    "attack": "smoothing",
+                    "norm": "l2",
+                    "epsilon": np.nan,
+                    "settings": json.dumps(settings, sort_keys=True),
+                    "knowledge": "certificate",
+                    "source": "",
+                    "source_id": "",
+                    "seed": seed,
+                    "scale": scale,
+                },
+            )
+            records.write(frame, files[-1])
+        if progress is not None:
+            progress(f"certify {target.name}", int(positions[-1]) + 1, len(split))
+    return records.read(files)
 
 
 def evaluate(

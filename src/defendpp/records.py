@@ -34,20 +34,34 @@ SCHEMA = pa.schema(
         "source": pa.string(),  # display name of the network the images were made on, "" for clean
         "source_id": pa.string(),
         "clean_prediction": pa.int64(),
-        "prediction": pa.int64(),  # of `network`, on the adversarial image
+        "prediction": pa.int64(),  # of `network`, on the adversarial image; of its smoothed form where certified
         "correct": pa.bool_(),  # prediction == label
         "success": pa.bool_(),  # the attack's own success, on `source`
-        "l2": pa.float64(),  # distances of the adversarial image from the clean one
+        "l2": pa.float64(),  # distances of the adversarial image from the clean one; of a certificate, its radius
         "linf": pa.float64(),
         "queries": pa.int64(),
         "seed": pa.int64(),
         "scale": pa.string(),  # "cpu", "paper" or "quickstart"
     }
 )
-ATTACKS = ("none", "fgsm", "bim", "pgd", "auto_pgd", "square", "cascade", "minimal_pgd", "carlini_wagner", "ddn")
-KNOWLEDGE = ("clean", "white-box", "gray-box", "transfer")
+ATTACKS = (
+    "none",
+    "fgsm",
+    "bim",
+    "pgd",
+    "auto_pgd",
+    "square",
+    "cascade",
+    "minimal_pgd",
+    "carlini_wagner",
+    "ddn",
+    "smoothing",
+)
+KNOWLEDGE = ("clean", "certificate", "white-box", "gray-box", "transfer")
 TRANSFERRED = ("gray-box", "transfer")  # made on one network, its source, and tested on another
 NORMS = ("", "linf", "l2")
+RADII = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
+"""L2 radii that tables give certified accuracy at."""
 KEY = ["network_id", "data", "split", "attack", "norm", "epsilon", "settings", "knowledge", "source_id", "image"]
 
 Column = tuple[str, str, str, str, float]
@@ -374,7 +388,12 @@ def join(
 
 
 def _reach(rows: pd.DataFrame) -> Float[np.ndarray, " row"]:
-    """How far a minimal-norm attack went: infinitely where it failed, -inf where the clean image is wrong already."""
+    """How far a minimal-norm attack went: infinitely where it failed, -inf where the clean image is wrong already.
+
+    Of a certificate: how far the right prediction is certified, -inf where the smoothed classifier is wrong.
+    """
+    if (rows["knowledge"] == "certificate").all():
+        return np.where(rows["correct"], rows["l2"], -inf)
     distance = np.where(rows["norm"] == "l2", rows["l2"], rows["linf"])
     is_right = rows["clean_prediction"] == rows["label"]
     return np.where(is_right, np.where(rows["success"], distance, inf), -inf)
@@ -385,9 +404,9 @@ def security_curve(rows: pd.DataFrame, epsilons: Iterable[float] | None = None) 
 
     A minimal-norm attack gives every budget from one run: an image withstands budget e if it is right when clean and
     the attack failed or needed more than e; the curve can only fall. This holds on the network that was attacked, so
-    transferred images are refused. A fixed-budget attack gives the budgets it was run at (all on the same images), and
-    budget 0, the clean images. `epsilons` asks for certain budgets; by default 101 of them up to the furthest image, or
-    every budget that was run.
+    transferred images are refused. A certificate gives, at every radius, the accuracy that no attack can lower. A
+    fixed-budget attack gives the budgets it was run at (all on the same images), and budget 0, the clean images.
+    `epsilons` asks for certain budgets; by default 101 of them up to the furthest image, or every budget that was run.
     """
     for column in ("network_id", "data", "split", "attack", "norm", "knowledge", "source_id"):
         if rows[column].nunique() != 1:
@@ -411,7 +430,7 @@ def security_curve(rows: pd.DataFrame, epsilons: Iterable[float] | None = None) 
     elif has_budget.any():
         raise ValueError("a security curve is of one kind of attack, but some rows have a budget and others have none")
     else:
-        if rows["knowledge"].iloc[0] != "white-box":
+        if rows["knowledge"].iloc[0] not in ("white-box", "certificate"):
             raise ValueError(
                 "the distance of an attack bounds only the network it was made on, so it must be white-box"
             )
@@ -455,7 +474,8 @@ def summary(records: pd.DataFrame, budgets: Mapping[str, float] | None = None) -
     infinite for a minimal-norm attack. Cells are an `Accuracy`; a minimal-norm attack succeeds on any network if it may
     go as far as it likes, so white-box its cell is a `Distance`, and raw accuracy appears only where images are
     transferred. `budgets` maps a norm to a budget: one more column, attack "all", is then the white-box worst case
-    (`worst_case`) over all attacks of that norm, for the networks that met all of them. What was not measured is None.
+    (`worst_case`) over all attacks of that norm, for the networks that met all of them. Certified accuracy has a column
+    for each of `RADII` that it reaches. What was not measured is None.
 
     ValueError if records of several data sets, splits or scales are mixed, or if a cell has more than one run.
     """
@@ -470,6 +490,11 @@ def summary(records: pd.DataFrame, budgets: Mapping[str, float] | None = None) -
         network, attack, norm, knowledge, source = (str(rows[name].iloc[0]) for name in by_run[:-1])
         epsilon = float(rows["epsilon"].iloc[0])
         has_budget = not np.isnan(epsilon)
+        if knowledge == "certificate":
+            reach = _reach(rows)
+            for radius in [radius for radius in RADII if radius == 0 or (reach > radius).any()]:
+                cells.setdefault((knowledge, "", attack, norm, radius), {})[network] = accuracy(reach > radius)
+            continue
         cell(rows, network=network, attack=attack, knowledge=knowledge, epsilon=epsilon if has_budget else None)
         is_minimal = attack != "none" and not has_budget
         budget = epsilon if has_budget else inf if is_minimal else 0.0

@@ -40,6 +40,7 @@ ATTACK_NAMES = {
     "square": "Square",
     "cascade": "Cascade",
     "minimal_pgd": "Minimal PGD",
+    "smoothing": "Smoothing",
 }
 NORM_NAMES = {"linf": "L∞", "l2": "L2"}
 MISSING = "–"
@@ -82,7 +83,7 @@ def _block(summary: pd.DataFrame, knowledge: str, source: str, budgets: Mapping[
         of_knowledge, of_source, attack, norm, epsilon = column
         stated = budgets.get(norm, epsilon)
         at_stated = (of_knowledge, of_source, attack, norm, stated) in summary.columns
-        is_asked = isinf(epsilon) or attack == "all" or not at_stated or isclose(epsilon, stated)
+        is_asked = isinf(epsilon) or attack in ("all", "smoothing") or not at_stated or isclose(epsilon, stated)
         return of_knowledge == "clean" or ((of_knowledge, of_source) == (knowledge, source) and is_asked)
 
     columns = [column for column in cast("list[rec.Column]", summary.columns.tolist()) if is_shown(column)]
@@ -90,6 +91,7 @@ def _block(summary: pd.DataFrame, knowledge: str, source: str, budgets: Mapping[
     entries = {column: _entries(summary[column], column, len(counts) > 1) for column in columns}
     title = {
         "clean": "Clean images",
+        "certificate": "Certified: the smoothed classifier",
         "white-box": "White-box: each network attacked through its own gradients",
         "gray-box": f"Gray-box: images made on “{source}”, its purifier unknown to the attack",
         "transfer": f"Transfer: images made on “{source}”, tested on the others",
@@ -103,6 +105,11 @@ def _block(summary: pd.DataFrame, knowledge: str, source: str, budgets: Mapping[
             if knowledge == "white-box"
             else " “Any size” attacks stop just across the boundary of their source, so another network undoes them;"
             " high numbers there mean little."
+        )
+    if knowledge == "certificate":
+        note += (
+            " Certified: the classifier smoothed by noise is right, and no change up to the radius moves its prediction"
+            " (but for a small probability of error, see the settings)."
         )
     if any(column[2] == "all" for column in columns):
         note += " Worst: right under every attack of the norm within the budget, for networks that met them all."
@@ -126,6 +133,8 @@ def _heading(column: rec.Column) -> tuple[str, str]:
     if attack == "none":
         return "Clean", ""
     name, unit = _name(attack), NORM_NAMES[norm]
+    if knowledge == "certificate":
+        return "certified", f"{unit} > {epsilon:g}"
     if isinf(epsilon):
         return name, f"median {unit}" if knowledge == "white-box" else "any size"
     return ("worst" if attack == "all" else name), f"{unit} ≤ {epsilon:g}"
