@@ -11,13 +11,14 @@ from defendpp.encoder import PrivateBlocks, find_blocks
 from defendpp.frequency import linear, low_pass
 from defendpp.objective import (
     Defend,
-    add_noise,
+    Together,
     adversarial_cross_entropy,
     cross_entropy,
     perturb,
     reconstruction_terms,
 )
 from defendpp.objective import defend as build_for
+from defendpp.stability import add_noise, consistency, gradient_penalty, movement
 
 SHAPE = (1, 28, 28)
 
@@ -162,3 +163,51 @@ def test_an_objective_serves_only_the_classifier_it_was_built_for(batch: tuple[t
 def test_bad_weights_are_refused(weights: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="weights of the scales must be at least 0"):
         defend(small_network(), weights=weights)
+
+
+def test_agreement_of_two_noisy_copies(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    images, labels = batch
+    classifier = small_network().eval()
+    torch.manual_seed(1)
+    terms = cross_entropy(classifier, images, labels, noise=0.3, agreement=5)
+    torch.manual_seed(1)
+    first, second = (classifier(add_noise(images, 0.3)) for _ in range(2))
+    assert terms["consistency"].item() == pytest.approx(5 * consistency([first, second]).item(), rel=1e-5)
+    losses = [nn.functional.cross_entropy(each, labels).item() for each in (first, second)]
+    assert terms["classification"].item() == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+def test_two_copies_are_rebuilt_to_the_same_clean_image_and_their_bottlenecks_compared(
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    images, labels = batch
+    classifier = small_network().eval()
+    objective = defend(classifier, noise=0.3, agreement=5, bottleneck=2).eval()
+    torch.manual_seed(1)
+    terms = objective(classifier, images, labels)
+    torch.manual_seed(1)
+    copies = [add_noise(images, 0.3) for _ in range(2)]
+    logits, rebuilt = zip(*[objective.classify_and_rebuild(classifier, each) for each in copies], strict=True)
+    assert terms["consistency"].item() == pytest.approx(5 * consistency(logits).item(), rel=1e-5)
+    for m, weight in enumerate((1, 0.01, 0.01)):
+        errors = [(each[m] - low_pass(images, 3)[m]).square().mean().item() for each in rebuilt]
+        assert terms[f"reconstruction_{m}"].item() == pytest.approx(weight * sum(errors) / 2, rel=1e-5)
+    maps = [classifier[:3](each) for each in copies]
+    assert terms["bottleneck"].item() == pytest.approx(2 * movement(maps).item(), rel=1e-5)
+    assert "agreement=5" in repr(objective)
+
+
+def test_objectives_together_have_the_terms_of_all(batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    images, labels = batch
+    classifier = small_network().eval()
+    hardened = defend(classifier).eval()
+
+    def steady(classifier: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"gradient": gradient_penalty(classifier, images, labels)}
+
+    both = Together(hardened, steady)
+    terms = both(classifier, images, labels)
+    assert set(terms) == {*hardened(classifier, images, labels), "gradient"}
+    assert set(both.parameters()) == set(hardened.parameters())
+    with pytest.raises(ValueError, match="two objectives have a term of the name 'gradient'"):
+        Together(steady, steady)(classifier, images, labels)

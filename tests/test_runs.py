@@ -294,3 +294,36 @@ def test_what_cannot_be_trained_is_refused(data: Data, tmp_path: Path, change: d
     with pytest.raises((ValueError, FileNotFoundError), match=problem):
         train(dataclasses.replace(PLAIN, **change), data, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_with_every_term_is_trained_and_read(data: Data, tmp_path: Path) -> None:
+    steady = {"consistency": 5.0, "bottleneck": 0.1, "gradient_penalty": 0.1, "curvature": 0.1, "coarse_noise": 0.2}
+    recipe = dataclasses.replace(HARDENED, **steady)  # type: ignore[arg-type]
+    made = train(recipe, data, tmp_path / "run", accelerator="cpu", progress=False)
+    read = load_run(tmp_path / "run")
+    assert (read.id, read.recipe) == (made.id, recipe)
+    assert isinstance(read.objective, Defend)
+    images, labels = data.test.batch(range(4))
+    classifier = build_classifier(recipe, 4, (1, 28, 28))
+    terms = build_objective(recipe, classifier, (1, 28, 28))(classifier, images, labels)
+    named = {"consistency", "bottleneck", "gradient_penalty", "curvature_penalty"}
+    assert set(terms) == {"classification", "reconstruction_0", "reconstruction_1", "reconstruction_2", *named}
+    assert "consistency 5" in str(recipe)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"consistency": -1.0}, "consistency must be at least 0, not -1"),
+        ({"consistency": 1.0, "noise": 0.0}, "compare noisy copies: noise must be above 0"),
+        ({"bottleneck": 1.0, "defence": "none"}, "bottleneck needs the shared blocks"),
+        (
+            {"curvature": 1.0, "defence": "adversarial", "noise": 0.0},
+            "curvature goes with the defences none and defend",
+        ),
+        ({"coarse_noise": 2.0}, "coarse_noise must be in"),
+    ],
+)
+def test_terms_that_cannot_go_together_are_refused(change: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        dataclasses.replace(HARDENED, **change).check()

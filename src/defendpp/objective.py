@@ -16,6 +16,7 @@ from torch.nn.functional import mse_loss
 from defendpp.decoder import AutoEncoder, HourglassDecoder, Image, PyramidDecoder
 from defendpp.encoder import Block, PrivateBlocks, find_blocks, tap
 from defendpp.frequency import linear, low_pass
+from defendpp.stability import add_noise, consistency, movement
 from defendpp.threats import Attack
 
 Images = Float[Tensor, "batch channel height width"]
@@ -24,24 +25,73 @@ Terms = dict[str, Tensor]
 Objective = Callable[[nn.Module, Tensor, Tensor], Terms]
 
 
-def add_noise(images: Images, sigma: float, *, clip: bool = False) -> Images:
-    """`images` plus white Gaussian noise of standard deviation `sigma` in pixel units; with `clip`, kept in [0, 1]."""
-    if sigma < 0:
-        raise ValueError(f"the noise's standard deviation must be at least 0, not {sigma}")
-    if sigma == 0:
-        return images
-    noisy = images + sigma * torch.randn(
-        images.shape, dtype=images.dtype, device=images.device
-    )  # in any layout the same
-    return noisy.clamp(0, 1) if clip else noisy
-
-
 def cross_entropy(
-    classifier: nn.Module, images: Images, labels: Labels, *, noise: float = 0.0, clip: bool = False
+    classifier: nn.Module,
+    images: Images,
+    labels: Labels,
+    *,
+    noise: float = 0.0,
+    clip: bool = False,
+    coarse: float = 0.0,
+    agreement: float = 0.0,
 ) -> Terms:
-    """Plain classification; with `noise` > 0 on noisy images (Gaussian augmentation)."""
-    logits = classifier(add_noise(images, noise, clip=clip))
-    return {"classification": nn.functional.cross_entropy(logits, labels)}
+    """Plain classification; with `noise` > 0 on noisy images (Gaussian augmentation).
+
+    clip, coarse: see `add_noise`. agreement: weight of `consistency` between two noisy copies, both of which are
+    classified.
+    """
+    copies = noisy_copies(images, noise, clip=clip, coarse=coarse, n=2 if agreement else 1)
+    return classification_terms(classifier(copies), labels, agreement)
+
+
+def noisy_copies(
+    images: Images, sigma: float, *, clip: bool, coarse: float, n: int
+) -> Float[Tensor, "copies channel height width"]:
+    """n noisy copies of the batch, one after the other, to be seen in one pass."""
+    copies = [add_noise(images, sigma, clip=clip, coarse=coarse) for _ in range(n)]
+    return torch.cat(copies) if n > 1 else copies[0]
+
+
+def classification_terms(
+    logits: Float[Tensor, "copies classes"], labels: Int[Tensor, " batch"], agreement: float = 0.0
+) -> Terms:
+    """Cross-entropy, the mean over the copies, and `agreement` times their `consistency` where there are several."""
+    copies = logits.split(len(labels))
+    terms = {"classification": torch.stack([nn.functional.cross_entropy(each, labels) for each in copies]).mean()}
+    if agreement:
+        terms["consistency"] = agreement * consistency(copies)
+    return terms
+
+
+def penalty(
+    classifier: nn.Module, images: Images, labels: Labels, *, of: Callable[..., Tensor], weight: float
+) -> Terms:
+    """`weight` times a penalty of `stability` on the clean images, as an objective to go `Together` with another."""
+    name = getattr(of, "func", of).__name__
+    return {name: weight * of(classifier, images, labels)}
+
+
+class Together(nn.Module):
+    """Several objectives as one: the terms of all. Those that are modules are trained and moved with it."""
+
+    def __init__(self, *objectives: Objective) -> None:
+        super().__init__()
+        self.objectives = objectives
+        self.modules_among = nn.ModuleList([each for each in objectives if isinstance(each, nn.Module)])
+
+    def extra_repr(self) -> str:
+        """The others, for telling two trainings apart."""
+        return ", ".join(str(each) for each in self.objectives if not isinstance(each, nn.Module))
+
+    def forward(self, classifier: nn.Module, images: Images, labels: Labels) -> Terms:
+        """All terms; `ValueError` where two have one name."""
+        terms: Terms = {}
+        for each in self.objectives:
+            found = each(classifier, images, labels)
+            if terms.keys() & found.keys():
+                raise ValueError(f"two objectives have a term of the name {min(terms.keys() & found.keys())!r}")
+            terms |= found
+        return terms
 
 
 def adversarial_cross_entropy(
@@ -99,6 +149,9 @@ class Defend(nn.Module):
     authors' code's, (1, 0, 0) the full scale only. `targets(images, M)` makes the images to rebuild: `low_pass`
     (MS-LP) or `linear` (MS-LI). With `noise` > 0 encoder and classifier see noisy images while the targets stay clean,
     which makes the auto-encoder a denoiser. With all weights 0 this is `cross_entropy`, to the bit.
+
+    coarse, agreement: as for `cross_entropy`. bottleneck: weight of the `movement` of the deepest shared map between
+    two noisy copies. With agreement or bottleneck every step sees two copies.
     """
 
     def __init__(
@@ -110,6 +163,9 @@ class Defend(nn.Module):
         targets: Callable[[Images, int], list[Image]] = low_pass,
         noise: float = 0.0,
         clip: bool = False,
+        coarse: float = 0.0,
+        agreement: float = 0.0,
+        bottleneck: float = 0.0,
     ):
         super().__init__()
         if not weights or any(not weight >= 0 for weight in weights):
@@ -120,26 +176,36 @@ class Defend(nn.Module):
         self.targets = targets
         self.noise = noise
         self.clip = clip
+        self.coarse = coarse
+        self.agreement = agreement
+        self.bottleneck = bottleneck
         self.built_for: weakref.ref[nn.Module] | None = None  # no submodule: the classifier is not ours
 
     def extra_repr(self) -> str:
         """What determines the objective beside its modules, for `print` and for telling two trainings apart."""
         shared = [block.name for block in self.shared]
         targets = getattr(self.targets, "__qualname__", "")
-        return f"weights={self.weights}, noise={self.noise}, clip={self.clip}, {targets=}, {shared=}"
+        text = f"weights={self.weights}, noise={self.noise}, clip={self.clip}, {targets=}, {shared=}"
+        later = {name: getattr(self, name) for name in ("coarse", "agreement", "bottleneck")}
+        return text + "".join(f", {name}={value}" for name, value in later.items() if value)
 
     def forward(self, classifier: nn.Module, images: Images, labels: Labels) -> Terms:
         """The terms "classification" and "reconstruction_0", "reconstruction_1", ..."""
         if self.built_for is not None and self.built_for() is not classifier:
             raise ValueError("this objective was built for another classifier: call defend() with the one to train")
-        if not any(self.weights):
-            return cross_entropy(classifier, images, labels, noise=self.noise, clip=self.clip)
-        seen = add_noise(images, self.noise, clip=self.clip)
-        logits, rebuilt = self.classify_and_rebuild(classifier, seen)
-        return {
-            "classification": nn.functional.cross_entropy(logits, labels),
-            **reconstruction_terms(rebuilt, self.targets(images, len(self.weights)), self.weights),
-        }
+        copies = 2 if self.agreement or self.bottleneck else 1
+        seen = noisy_copies(images, self.noise, clip=self.clip, coarse=self.coarse, n=copies)
+        with tap(classifier, self.shared) as maps:
+            terms = classification_terms(classifier(seen), labels, self.agreement)
+        if any(self.weights):
+            targets = self.targets(images, len(self.weights))
+            if copies > 1:
+                targets = [torch.cat([each] * copies) for each in targets]
+            terms |= reconstruction_terms(self.auto_encoder(seen, maps), targets, self.weights)
+        if self.bottleneck:
+            deepest = maps[self.shared[-1].name]
+            terms["bottleneck"] = self.bottleneck * movement(deepest.split(len(images)))
+        return terms
 
     def classify_and_rebuild(
         self, classifier: nn.Module, images: Images
@@ -156,6 +222,9 @@ def defend(
     *,
     noise: float = 0.0,
     clip_noise: bool = False,
+    coarse: float = 0.0,
+    agreement: float = 0.0,
+    bottleneck: float = 0.0,
     decoder: str = "pyramid",
     targets: str = "low-pass",
     scales: int | None = None,
@@ -194,6 +263,9 @@ def defend(
         targets=makers[targets],
         noise=noise,
         clip=clip_noise,
+        coarse=coarse,
+        agreement=agreement,
+        bottleneck=bottleneck,
     )
     objective.built_for = weakref.ref(classifier)
     return objective

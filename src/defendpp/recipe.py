@@ -35,6 +35,18 @@ class Recipe:
     """Standard deviation of Gaussian noise on the input, in pixel units; Defend++ rebuilds the clean image."""
     clip_noise: bool = False
     """Clip noisy images to [0, 1]."""
+    coarse_noise: float = 0.0
+    """Share of the noise's variance that is of low frequency."""
+    consistency: float = 0.0
+    """Weight of the agreement of two noisy copies of each image (Jeong and Shin 2020)."""
+    bottleneck: float = 0.0
+    """Defend++: weight of how far the deepest shared feature map moves between two noisy copies."""
+    gradient_penalty: float = 0.0
+    """Weight of the squared norm of the loss's gradient by the image (Finlay and Oberman 2019)."""
+    curvature: float = 0.0
+    """Weight of the change of that gradient over curvature_step (CURE, Moosavi-Dezfooli et al. 2019)."""
+    curvature_step: float = 1.0
+    """In pixel units of L2."""
     decoder: Literal["pyramid", "hourglass", "hourglass-sc", "hourglass-sa"] = "pyramid"
     """The paper's Laplacian pyramid, or an hourglass without skips, with concatenated (SC) or added (SA) ones."""
     targets: Literal["low-pass", "linear"] = "low-pass"
@@ -105,6 +117,17 @@ class Recipe:
             is_untrained = name == "epochs" and self.epochs == 0 and self.pretrained and self.defence == "none"
             if not getattr(self, name) > 0 and not is_untrained:
                 raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("consistency", "bottleneck", "gradient_penalty", "curvature"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+            if getattr(self, name) and self.defence in ("adversarial", "comdefend"):
+                raise ValueError(f"{name} goes with the defences none and defend, not with {self.defence}")
+        if not 0 <= self.coarse_noise <= 1:
+            raise ValueError(f"coarse_noise must be in [0, 1], not {self.coarse_noise}")
+        if (self.consistency or self.bottleneck) and not self.noise:
+            raise ValueError("consistency and bottleneck compare noisy copies: noise must be above 0")
+        if self.bottleneck and self.defence != "defend":
+            raise ValueError(f'bottleneck needs the shared blocks of defence "defend", not "{self.defence}"')
         for name in ("noise", "full_scale_weight", "scale_weight", "momentum", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
@@ -152,4 +175,6 @@ class Recipe:
         }
         parts = names[self.defence]
         parts += [f"noise {self.noise:g}"] if self.noise else []
+        steadied = ("consistency", "bottleneck", "gradient_penalty", "curvature")
+        parts += [f"{name.replace('_', ' ')} {getattr(self, name):g}" for name in steadied if getattr(self, name)]
         return " + ".join(parts) or "no defence"

@@ -22,9 +22,18 @@ from defendpp.data import Data, Images, crop_and_flip, digest
 from defendpp.data.images import Augment, InMemory
 from defendpp.execution import Execution
 from defendpp.files import ENDING, write_whole
-from defendpp.objective import Defend, Objective, adversarial_cross_entropy, cross_entropy, defend
+from defendpp.objective import (
+    Defend,
+    Objective,
+    Together,
+    adversarial_cross_entropy,
+    cross_entropy,
+    defend,
+    penalty,
+)
 from defendpp.purifier import ComDefend, Purified, purification
 from defendpp.recipe import Recipe
+from defendpp.stability import curvature_penalty, gradient_penalty
 from defendpp.training import (
     Fitted,
     LearningRate,
@@ -83,8 +92,28 @@ def build_classifier(
 
 def build_objective(recipe: Recipe, classifier: nn.Module, image_shape: tuple[int, int, int]) -> Objective:
     """The recipe's objective for `classifier`, with a decoder of fresh weights where it needs one."""
+    penalties = _penalties(recipe)
+    base = _defence(recipe, classifier, image_shape)
+    return Together(base, *penalties) if penalties else base
+
+
+def _penalties(recipe: Recipe) -> list[Objective]:
+    """Objectives beside the defence's own."""
+    made: list[Objective] = []
+    if recipe.gradient_penalty:
+        made.append(partial(penalty, of=gradient_penalty, weight=recipe.gradient_penalty))
+    if recipe.curvature:
+        of = partial(curvature_penalty, step=recipe.curvature_step)
+        made.append(partial(penalty, of=of, weight=recipe.curvature))
+    return made
+
+
+def _defence(recipe: Recipe, classifier: nn.Module, image_shape: tuple[int, int, int]) -> Objective:
     if recipe.defence == "none":
-        return partial(cross_entropy, noise=recipe.noise, clip=recipe.clip_noise)
+        plain = partial(cross_entropy, noise=recipe.noise, clip=recipe.clip_noise)
+        if not (recipe.coarse_noise or recipe.consistency):
+            return plain
+        return partial(plain, coarse=recipe.coarse_noise, agreement=recipe.consistency)
     if recipe.defence == "adversarial":
         return cross_entropy if recipe.attacked_run is not None else _adversarial(recipe, image_shape)
     if recipe.defence == "comdefend":
@@ -96,6 +125,9 @@ def build_objective(recipe: Recipe, classifier: nn.Module, image_shape: tuple[in
             image_shape,
             noise=recipe.noise,
             clip_noise=recipe.clip_noise,
+            coarse=recipe.coarse_noise,
+            agreement=recipe.consistency,
+            bottleneck=recipe.bottleneck,
             decoder=recipe.decoder,
             targets=recipe.targets,
             scales=recipe.scales,
@@ -179,7 +211,8 @@ def train(
             progress=progress,
         )
     )
-    hardened = objective.cpu() if isinstance(objective, Defend) else None
+    hardened = _hardened(objective)
+    hardened = hardened and hardened.cpu()
     classifier.cpu()
     if is_main_process():
         if hardened is not None:
@@ -212,12 +245,18 @@ def load_run(folder: Path) -> Run:
     classifier = build_classifier(dataclasses.replace(recipe, pretrained=False), len(classes), shape)
     objective = build_objective(recipe, classifier, shape)
     networks.load_weights(classifier, folder / "classifier.safetensors")
-    hardened = objective if isinstance(objective, Defend) else None
+    hardened = _hardened(objective)
     if hardened:
         networks.load_weights(hardened.auto_encoder, folder / "auto_encoder.safetensors")
         hardened.eval()
     classifier.eval()
     return Run(name, recipe, classifier, hardened, classes, shape, result, fingerprint(classifier), data_digest)
+
+
+def _hardened(objective: Objective) -> Defend | None:
+    """The part with the decoder, where there is one."""
+    parts = objective.objectives if isinstance(objective, Together) else [objective]
+    return next((each for each in parts if isinstance(each, Defend)), None)
 
 
 def fingerprint(classifier: nn.Module) -> str:
