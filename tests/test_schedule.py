@@ -74,9 +74,19 @@ def test_two_ray_workers_work_at_once_and_keep_the_order(tmp_path: Path) -> None
     for job in JOBS:
         for needed in job.needs:
             assert spans[needed.key][1] <= spans[job.key][0]
+    assert spans[Training(TUNED).key][0] < spans[Measurement(TUNED, TUNED).key][0]
     (start, end), (other_start, other_end) = (spans[Training(each).key] for each in (SOURCE, OURS))
     assert start < other_end
     assert other_start < end
+
+
+def test_what_comes_first_in_the_plan_is_done_first(tmp_path: Path) -> None:
+    """A measurement whose needs are done goes before trainings that were ready long before it."""
+    later: list[Job] = [Training(replace(SOURCE, role="none", seed=seed)) for seed in (5, 6, 7)]
+    jobs = [*JOBS[:2], JOBS[3], JOBS[4], *later]
+    assert on_ray(jobs, Note(tmp_path, seconds=0.5), lambda *_: None, workers=1) == 0
+    started = {path.name: json.loads(path.read_text())[0] for path in tmp_path.iterdir()}
+    assert sorted(started, key=lambda key: started[key]) == [job.key for job in jobs]
 
 
 def test_interrupted_and_started_again_it_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,7 @@ def _train(job: Training, place: Place, data_root: Path | None, device: str | No
         train(recipe, loaded, folder, name=str(job.subject), execution=execution, accelerator=accelerator, progress=bar)
     trained = {**json.loads((folder / "run.json").read_text()), "id": _run(folder).id}
     kept = job.file(place)
-    if kept.exists() and json.loads(kept.read_text())["id"] != trained["id"]:
+    if kept.exists() and json.loads(kept.read_text()).get("id") != trained["id"]:
         raise FileExistsError(
             f"{kept} is of other weights than this training of {job.subject} came to (another machine, or other "
             "versions): its records would be of two networks; keep them apart with other results"

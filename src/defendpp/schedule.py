@@ -209,7 +209,7 @@ def in_order(jobs: Sequence[Job], do: Do, told: Told) -> int:
     """Do the jobs one after the other; those that need one that failed are failed too. Returns how many failed."""
     failed: dict[str, BaseException] = {}
     for job in jobs:
-        problem = next((failed[each.key] for each in job.needs if each.key in failed), None)
+        problem = _inherited(job, failed)
         if problem is None:
             try:
                 do(job)
@@ -224,7 +224,8 @@ def in_order(jobs: Sequence[Job], do: Do, told: Told) -> int:
 def on_ray(
     jobs: Sequence[Job], do: Do, told: Told, *, address: str | None = None, workers: int = 2, gpus: int = 0
 ) -> int:
-    """`in_order`, but every job as soon as those it needs are done, on a Ray cluster or on `workers` local processes.
+    """`in_order`, but side by side on a Ray cluster or on `workers` local processes: always the first jobs whose needs
+    are done, as many as there is room for.
 
     do: picklable; the place it works in must be reachable for all. address: of the cluster ("auto" for the one this
     machine belongs to), where each job takes one core; local processes share out this machine's. gpus: for each job.
@@ -238,26 +239,48 @@ def on_ray(
     local: dict[str, Any] = {} if address else {"num_cpus": threads * workers, "include_dashboard": False}
     ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **local)
     try:
-        remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_after)
-        refs: dict[str, Any] = {}
-        jobs_of = {}
-        for job in jobs:
-            refs[job.key] = remote.remote(do, job, *(refs[each.key] for each in job.needs if each.key in refs))
-            jobs_of[refs[job.key]] = job
-        failed = 0
-        waiting = list(jobs_of)
-        while waiting:
-            (ready,), waiting = ray.wait(waiting, num_returns=1)
-            try:
-                ray.get(ready)
-                told(jobs_of[ready], None)
-            except ray.exceptions.RayError as error:
-                failed += 1
-                told(jobs_of[ready], getattr(error, "cause", None) or error)
-        return failed
+        remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_call)
+        # not all at once: Ray takes what is ready first, which would be every training before any measurement
+        room = int(ray.cluster_resources().get("GPU", 0) // gpus) if gpus else None
+        room = room or max(1, int(ray.cluster_resources()["CPU"] // threads))
+        waiting = list(jobs)
+        unfinished = {job.key for job in jobs}
+        failed: dict[str, BaseException] = {}
+        running: dict[Any, Job] = {}
+
+        def finish(job: Job, problem: BaseException | None) -> None:
+            unfinished.discard(job.key)
+            if problem is not None:
+                failed[job.key] = problem
+            told(job, problem)
+
+        while waiting or running:
+            for job in [job for job in waiting if not any(each.key in unfinished for each in job.needs)]:
+                inherited = _inherited(job, failed)
+                if inherited is None and len(running) >= room:
+                    continue
+                waiting.remove(job)
+                if inherited is None:
+                    running[remote.remote(do, job)] = job
+                else:
+                    finish(job, inherited)
+            if running:
+                (ready,), _ = ray.wait([*running], num_returns=1)
+                try:
+                    ray.get(ready)
+                    problem: BaseException | None = None
+                except ray.exceptions.RayError as error:
+                    problem = getattr(error, "cause", None) or error
+                finish(running.pop(ready), problem)
+        return len(failed)
     finally:
         ray.shutdown()
 
 
-def _after(do: Do, job: Job, *_needed: None) -> None:
+def _inherited(job: Job, failed: dict[str, BaseException]) -> BaseException | None:
+    """Why a job cannot be done: what the first of its needs failed of."""
+    return next((failed[each.key] for each in job.needs if each.key in failed), None)
+
+
+def _call(do: Do, job: Job) -> None:
     do(job)
