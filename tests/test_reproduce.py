@@ -84,7 +84,7 @@ def test_transfer_is_the_sources_images_on_the_target(place: Place, digits: Data
     assert list(found["prediction"]) == expected.tolist()
     assert list(found["image"]) == digits.test.take(20).index.tolist()
     distance = (adversarial - images).flatten(1).double().norm(dim=1)
-    assert np.allclose(found["l2"], distance, atol=1e-5)
+    assert np.allclose(found["l2"], distance, atol=0.005)
 
 
 def test_white_box_is_the_targets_own_and_its_set_is_not_kept(place: Place) -> None:
@@ -103,6 +103,15 @@ def test_the_sources_own_row_leaves_its_set_to_the_others(place: Place) -> None:
     found = rows(Measurement(SOURCE, SOURCE, threats.fgsm(0.1), 20), place)
     assert set(found["knowledge"]) == {"white-box"}
     assert {path: path.stat().st_mtime_ns for path in (place.work / "sets").rglob("*.safetensors")} == before
+
+
+def test_the_distance_of_a_minimal_norm_attack_is_kept_to_four_digits(place: Place, digits: Data) -> None:
+    attack = threats.ddn(steps=5)
+    found = rows(Measurement(OURS, OURS, attack, 20), place)
+    images, labels = digits.test.take(20).batch(range(20))
+    generator = torch.Generator().manual_seed(0)
+    adversarial = attack.run(load_run(place.run(OURS.recipe)).classifier, images, labels, generator=generator).images
+    assert np.allclose(found["l2"], (adversarial - images).flatten(1).double().norm(dim=1), atol=1e-4)
 
 
 def test_clean_images(place: Place, digits: Data) -> None:
@@ -126,7 +135,7 @@ def test_comdefend_white_box_uses_the_gradient_asked_for(place: Place, digits: D
         assert json.loads(found["settings"].iloc[0])["gradient"] == way
         adversarial = BIM.run(run.classifier.attacked_through(way), images, labels).images
         change = (adversarial - images).flatten(1).double().norm(dim=1)
-        assert np.allclose(found["l2"], change, atol=1e-5)
+        assert np.allclose(found["l2"], change, atol=0.005)
         assert change.median() > 0
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import inf, sqrt
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -125,7 +126,14 @@ def write(frame: pd.DataFrame, path: str | Path, about: Mapping[str, str] | None
         return
     table = pa.Table.from_pandas(frame, schema=SCHEMA, preserve_index=False)
     table = table.replace_schema_metadata(dict(about) if about else None)
-    write_whole(path, lambda partial: pq.write_table(table, partial, compression="zstd", use_dictionary=True))
+    # image numbers are nearly all different, which a dictionary cannot shorten
+    form: dict[str, Any] = {
+        "compression": "zstd",
+        "compression_level": 15,
+        "use_dictionary": [name for name in SCHEMA.names if name != "image"],
+        "column_encoding": {"image": "DELTA_BINARY_PACKED"},
+    }
+    write_whole(path, lambda partial: pq.write_table(table, partial, **form))
     del table
     pa.default_memory_pool().release_unused()  # or memory grows with every job
 

@@ -34,8 +34,9 @@ TESTED_ON = {"imagenet-1000": "nips2017", "imagenet": "nips2017"}
 EXECUTION: dict[str, Execution] = {"mnist": "channels-last", "cifar10": "bfloat16", "imagenet": "channels-last"}
 """Of every training: stated, not measured, so that all networks of a table are computed in the same way."""
 
-DIGITS = 5
-"""Decimals of the distances that are kept."""
+DIGITS, FEW_DIGITS = 4, 2
+"""Decimals of the distances that are kept: of minimal-norm attacks on the network itself, whose result they are, and of
+all others. Full precision would make up most of the records."""
 
 
 def perform(
@@ -134,7 +135,8 @@ def _measure(
             frame["knowledge"] = "gray-box"  # the attacker knows the classifier and not what stands before it
         if job.is_white_box and job.target.role != "source":  # nobody else looks at this set
             unused.append(evaluation.set_folder(source, attack, split, sets, data=job.target.data))
-    frame[["l2", "linf"]] = frame[["l2", "linf"]].round(DIGITS)
+    is_distance_told = job.is_white_box and job.attack is not None and job.attack.epsilon is None
+    frame[["l2", "linf"]] = frame[["l2", "linf"]].round(DIGITS if is_distance_told else FEW_DIGITS)
     records.write(frame, job.file(place), about={"seconds": f"{time.monotonic() - started:.1f}", "job": str(job)})
     for folder in unused:
         shutil.rmtree(folder)

@@ -60,7 +60,7 @@ def outcome(measurement: Measurement, place: Place) -> pd.DataFrame | None:
     path = measurement.file(place)
     if not path.exists():
         return None
-    columns = ["image", "correct", "clean_prediction", "label", "success", "norm", "l2", "linf"]
+    columns = ["image", "correct", "clean_prediction", "label", "success", "norm", "knowledge", "l2", "linf"]
     read: pd.DataFrame = pq.ParquetFile(path).read(columns).to_pandas()
     return read.set_index("image").sort_index()
 
