@@ -26,3 +26,5 @@ def test_the_numbers_are_generated_from_the_records() -> None:
     assert generate["readme"](README.read_text()) == README.read_text(), "run python docs/generate.py"
     measured = runpy.run_path(str(ROOT / "docs" / "performance.py"))["performance"]()
     assert measured == (ROOT / "docs" / "performance.md").read_text(), "run python docs/performance.py"
+    study = runpy.run_path(str(ROOT / "docs" / "study.py"))["page"]()
+    assert study == (ROOT / "docs" / "study.md").read_text(), "run python docs/study.py"
