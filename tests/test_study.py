@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from defendpp import study, threats
-from defendpp.paper import TABLES
+from defendpp.paper import SECOND_SOURCE_SEED, TABLES
 from defendpp.study import NAMES, Making, Measurement, Picture, Place, Subject, Training, cell, missing, plan, seeds
 
 PLAIN = Subject("none", "mnist", "resnet18", 1, "cpu")
@@ -141,3 +141,10 @@ def test_white_box_attacks_of_many_steps_take_fewer_images_at_cpu_scale() -> Non
     assert study.count(OURS, "BIM", white_box=True) == 1000
     assert study.count(OURS, "BIM", white_box=False) is None
     assert study.count(OURS, "FGSM", white_box=True) is None
+
+
+def test_every_table_has_its_first_seeds_before_any_has_its_second() -> None:
+    trained = [job.subject.seed for job in plan(NAMES, "cpu") if isinstance(job, Training)]
+    first_of_second = trained.index(2)
+    assert set(trained[:first_of_second]) == {0, 1, SECOND_SOURCE_SEED}
+    assert set(trained[first_of_second:]) == {2, 3}

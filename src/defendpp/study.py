@@ -293,29 +293,28 @@ def figure6(scale: Scale) -> dict[tuple[str, str], list[Measurement]]:
 
 
 def measurements(name: str, scale: Scale) -> list[Measurement]:
-    """What a table or a figure is drawn from, first seeds first."""
+    """What a table or a figure is drawn from."""
     if name == "figure6":
         return [each for series in figure6(scale).values() for each in series]
-    by_seed: dict[int, list[Measurement]] = {}
-    if name in paper.TABLES:
-        table = paper.TABLES[name]
-        for row in table.rows:
-            for column in table.columns:
-                for protocol in cell(table, row, column, scale):
-                    for place, alternatives in enumerate(protocol):
-                        by_seed.setdefault(place, []).extend(alternatives)
-    return [each for place in sorted(by_seed) for each in by_seed[place]]
+    table = paper.TABLES.get(name)
+    cells = [cell(table, row, column, scale) for row in table.rows for column in table.columns] if table else []
+    return [each for made in cells for protocol in made for alternatives in protocol for each in alternatives]
 
 
 def plan(names: Iterable[str], scale: Scale) -> list[Job]:
-    """All jobs behind these tables and figures, each once, in an order in which they can be done."""
-    jobs: dict[str, Job] = {}
+    """All jobs behind these tables and figures, each once, in an order in which they can be done.
+
+    First training seeds of all come before second ones: a study that stops early has every table.
+    """
+    wanted: list[tuple[int, Measurement | Picture]] = []
     for name in names:
-        wanted: Sequence[Job] = measurements(name, scale)
-        if name in paper.FIGURES and not wanted:
-            wanted = [Picture(name, scale)]
-        for each in wanted:
-            _add(each, jobs)
+        measured = measurements(name, scale)
+        wanted += [(max(1, each.target.seed), each) for each in measured]
+        if name in paper.FIGURES and not measured:
+            wanted.append((1, Picture(name, scale)))
+    jobs: dict[str, Job] = {}
+    for _, each in sorted(wanted, key=lambda pair: pair[0]):
+        _add(each, jobs)
     return list(jobs.values())
 
 
