@@ -21,7 +21,8 @@ def page(place: Place = PLACE) -> str:
     wanted = [job for job in jobs if isinstance(job, Measurement)]
     measured = [job for job in wanted if job.is_done(place)]
     trained = [job for job in jobs if isinstance(job, Training) and job.file(place).exists()]
-    spent = sum(schedule.seconds(job, place) or 0.0 for job in jobs if job in measured or job in trained)
+    done: list[study.Job] = [*measured, *trained]
+    spent = sum(schedule.seconds(job, place) or 0.0 for job in done)
     epochs = {data: paper.recipe("none", data, "resnet18", "cpu", 1).epochs for data in ("mnist", "cifar10")}
     parts = [
         "# The paper's study, reported beside measured",

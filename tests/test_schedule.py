@@ -112,8 +112,8 @@ def test_interrupted_and_started_again_it_repeats_nothing(tmp_path: Path, monkey
     monkeypatch.setattr(schedule, "seconds", lambda *_: None)
     do = schedule.Doing(place, None, "cpu", bar=False)
     with pytest.raises(KeyboardInterrupt):
-        schedule.run(missing(jobs, place), [], do)
-    schedule.run(missing(jobs, place), [], do)
+        schedule.run(jobs, missing(jobs, place), do)
+    schedule.run(jobs, missing(jobs, place), do)
     assert did == [jobs[0].key, "interrupt", *(job.key for job in jobs[1:])]
     assert missing(jobs, place) == []
 
@@ -125,7 +125,7 @@ def test_failures_are_counted_and_the_first_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(schedule, "perform", perform)
     place = Place(tmp_path, tmp_path)
     with pytest.raises(RuntimeError, match=r"2 of 2 jobs failed, the first: train source .*: no such digits"):
-        schedule.run([Training(SOURCE), MADE], [], schedule.Doing(place, None, "cpu", bar=False))
+        schedule.run([], [Training(SOURCE), MADE], schedule.Doing(place, None, "cpu", bar=False))
 
 
 def test_the_cost_follows_what_is_computed() -> None:

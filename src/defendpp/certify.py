@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
+from defendpp.networks import evaluating
+
 ABSTAINED = -1
 """The class of an image on which the smoothed classifier abstains."""
 
@@ -66,17 +68,8 @@ def certify(
             f"samples, selection and batch_size must be at least 1, not {samples}, {selection} and {batch_size}"
         )
     generator = Generator().manual_seed(0) if generator is None else generator
-    modes = [(module, module.training) for module in model.modules()]
-    found = []
-    try:
-        model.eval()
-        with torch.inference_mode():
-            found = [
-                _certify(model, image, sigma, samples, selection, alpha, batch_size, generator) for image in images
-            ]
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(model):
+        found = [_certify(model, image, sigma, samples, selection, alpha, batch_size, generator) for image in images]
     prediction, radius, used = zip(*found, strict=True) if found else ((), (), ())
     return Certificate(torch.tensor(prediction).long(), torch.tensor(radius).float(), torch.tensor(used).long())
 

@@ -21,6 +21,7 @@ from defendpp.attacks.engine import attacking, cross_entropy, gradient_pass, mar
 
 Images = Float[Tensor, "batch *shape"]
 Labels = Int[Tensor, " batch"]
+Norm = Literal["linf", "l2"]
 Attack = Callable[..., AttackResult]
 """(model, images, labels, *, epsilon, steps, restarts, generator) to `AttackResult`; `defendpp.attacks.pgd` is one."""
 
@@ -46,7 +47,7 @@ def check(
     labels: Labels,
     *,
     epsilon: float,
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Norm = "linf",
     attack: Attack | None = None,
     steps: int = 40,
     others: Sequence[nn.Module] = (),
@@ -67,9 +68,8 @@ def check(
     if not correct.any():
         raise ValueError(f"the model gets none of the {len(labels)} images right, so there is nothing to check")
     images, labels = images[correct], labels[correct]
-    tried = _Trial(
-        model, images, labels, epsilon, norm, attack or partial(attacks.pgd, norm=norm, loss="margin"), steps, seed
-    )
+    attack = attack or partial(attacks.pgd, norm=norm, loss="margin")
+    tried = _Trial(model, images, labels, epsilon, norm, attack, steps, seed, others, queries)
     found = [
         _judged("evaluation mode", lambda: evaluation_mode(model)),
         _judged("logits", lambda: logits(model, images)),
@@ -79,29 +79,7 @@ def check(
     if found[-1].verdict == "failed":
         why = "the model gives no useful gradients, so attacks that follow them say nothing"
         return [*found, *(Check(name, "not judged", why) for name in BY_GRADIENT)]
-    by_gradient: dict[str, Callable[[], str]] = {
-        "unbounded attack wins": tried.unbounded,
-        "steps beat one step": tried.single_step,
-        "own gradients beat transfer": lambda: tried.transfer(others),
-        "own gradients beat Square": lambda: tried.square(queries),
-        "converged": tried.converged,
-        "monotone": tried.monotone,
-        "keeps its successes": tried.silent,
-        "finds what was planted": tried.planted,
-    }
-    return [*found, *(_judged(name, by_gradient[name]) for name in BY_GRADIENT)]
-
-
-BY_GRADIENT = (
-    "unbounded attack wins",
-    "steps beat one step",
-    "own gradients beat transfer",
-    "own gradients beat Square",
-    "converged",
-    "monotone",
-    "keeps its successes",
-    "finds what was planted",
-)
+    return [*found, *(_judged(name, partial(run, tried)) for name, run in BY_GRADIENT.items())]
 
 
 class Complaint(Exception):  # noqa: N818 - it is a finding, no error
@@ -134,7 +112,6 @@ def evaluation_mode(model: nn.Module) -> str:
     return "no batch normalisation or dropout is in training mode"
 
 
-@torch.no_grad()
 def logits(model: nn.Module, images: Images) -> str:
     """Whether outputs are logits and not probabilities, on which losses saturate."""
     with attacking(model, images, images.new_zeros(len(images)).long()) as (classify, clean, _), torch.no_grad():
@@ -181,13 +158,16 @@ class _Trial:
         images: Images,
         labels: Labels,
         epsilon: float,
-        norm: str,
+        norm: Norm,
         attack: Attack,
         steps: int,
         seed: int,
+        others: Sequence[nn.Module],
+        queries: int,
     ) -> None:
         self.model, self.images, self.labels = model, images, labels
         self.epsilon, self.norm, self.attack, self.steps, self.seed = epsilon, norm, attack, steps, seed
+        self.others, self.queries = others, queries
         self.usual: Bool[Tensor, " batch"] | None = None
 
     def run(self, model: nn.Module, epsilon: float, steps: int, restarts: int = 1) -> AttackResult:
@@ -208,10 +188,13 @@ class _Trial:
     def compare(self, weaker: str, by_weaker: Bool[Tensor, " batch"]) -> str:
         """The attack must break what a weaker one breaks, image by image."""
         missed = int((by_weaker & ~self.broken()).sum())
-        n = len(self.images)
-        if missed > max(1, TOLERATED * n):
-            raise Complaint(f"{weaker} breaks {missed} of {n} images that the attack does not")
-        return f"{weaker} breaks {missed} of {n} images that the attack does not"
+        return self.few(missed, f"{weaker} breaks {missed} of {len(self.images)} images that the attack does not")
+
+    def few(self, n: int, text: str) -> str:
+        """`text`, as a complaint where n images are more than may contradict an expectation."""
+        if n > max(1, TOLERATED * len(self.images)):
+            raise Complaint(text)
+        return text
 
     def unbounded(self) -> str:
         largest = 1.0 if self.norm == "linf" else self.images[0].numel() ** 0.5
@@ -223,38 +206,26 @@ class _Trial:
         return f"with any image allowed, {100 * share:.0f} % of {len(self.images)} images resist"
 
     def single_step(self) -> str:
-        one = (
-            attacks.fgsm(self.model, self.images, self.labels, epsilon=self.epsilon)
-            if self.norm == "linf"
-            else (
-                attacks.bim(
-                    self.model,
-                    self.images,
-                    self.labels,
-                    epsilon=self.epsilon,
-                    step_size=self.epsilon,
-                    steps=1,
-                    norm="l2",
-                )
-            )
+        one = attacks.bim(
+            self.model, self.images, self.labels, epsilon=self.epsilon, step_size=self.epsilon, steps=1, norm=self.norm
         )
         return self.compare("one step", one.success)
 
-    def transfer(self, others: Sequence[nn.Module]) -> str:
-        if not others:
+    def transfer(self) -> str:
+        if not self.others:
             raise NothingToJudgeBy("no other classifier was given to make images on")
         broken = torch.zeros_like(self.broken())
-        for other in others:
+        for other in self.others:
             made = self.run(other, self.epsilon, self.steps).images
             with attacking(self.model, made, self.labels) as (classify, shown, y), torch.no_grad():
                 broken |= classify(shown, exactly=True).argmax(1) != y
         return self.compare("what was made on another classifier", broken)
 
-    def square(self, queries: int) -> str:
+    def square(self) -> str:
         if self.norm != "linf" or self.images.ndim != 4:
             raise NothingToJudgeBy("Square is for images and the L∞ norm here")
         found = attacks.square(
-            self.model, self.images, self.labels, epsilon=self.epsilon, queries=queries,
+            self.model, self.images, self.labels, epsilon=self.epsilon, queries=self.queries,
             generator=torch.Generator().manual_seed(self.seed),
         )  # fmt: skip
         return self.compare("Square, which uses no gradients,", found.success)
@@ -267,11 +238,7 @@ class _Trial:
     def monotone(self) -> str:
         larger = self.run(self.model, 2 * self.epsilon, self.steps).success
         lost = int((self.broken() & ~larger).sum())
-        n = len(self.images)
-        text = f"{lost} of {n} images resist twice the budget and not the budget"
-        if lost > max(1, TOLERATED * n):
-            raise Complaint(text)
-        return text
+        return self.few(lost, f"{lost} of {len(self.images)} images resist twice the budget and not the budget")
 
     def silent(self, n: int = 20) -> str:
         """Images one by one, so that every pass of the model is about the same image."""
@@ -279,17 +246,8 @@ class _Trial:
         shown = range(min(n, len(self.images)))
         for i in shown:
             watched = _Watched(self.model, self.images[i], int(self.labels[i]), self.epsilon, self.norm)
-            trial = _Trial(
-                watched,
-                self.images[i : i + 1],
-                self.labels[i : i + 1],
-                self.epsilon,
-                self.norm,
-                self.attack,
-                self.steps,
-                self.seed,
-            )
-            returned = bool(trial.run(watched, self.epsilon, self.steps).success)
+            made = self.attacked(watched, self.images[i : i + 1], self.labels[i : i + 1], self.epsilon, self.steps)
+            returned = bool(made.success)
             unused += watched.has_seen and not returned
         if unused:
             raise Complaint(f"on {unused} of {len(shown)} images it met an adversarial image and returned another")
@@ -311,6 +269,19 @@ class _Trial:
         if made - found > max(1, 0.1 * made):
             raise Complaint(text)
         return text
+
+
+BY_GRADIENT: dict[str, Callable[[_Trial], str]] = {
+    "unbounded attack wins": _Trial.unbounded,
+    "steps beat one step": _Trial.single_step,
+    "own gradients beat transfer": _Trial.transfer,
+    "own gradients beat Square": _Trial.square,
+    "converged": _Trial.converged,
+    "monotone": _Trial.monotone,
+    "keeps its successes": _Trial.silent,
+    "finds what was planted": _Trial.planted,
+}
+"""The checks that need gradients to follow."""
 
 
 class _Watched(nn.Module):

@@ -382,7 +382,7 @@ def reproduce(
                 _device(device)
             root = data_root.absolute() if data_root else None
             do = schedule.Doing(place, root, device, bar=workers == 1 and not ray)
-            schedule.run(left, [job for job in jobs if job not in left], do, workers=workers, address=ray)
+            schedule.run(jobs, left, do, workers=workers, address=ray)
     for name in wanted:
         _print_reproduced(name, scale, place)
 

@@ -30,7 +30,8 @@ from defendpp import records
 from defendpp.attacks import Prepared, prepare
 from defendpp.certify import certify
 from defendpp.data import Images, digest
-from defendpp.files import write_whole
+from defendpp.files import write_arrays, write_whole
+from defendpp.networks import home
 from defendpp.objective import Defend
 from defendpp.runs import Run, fingerprint
 from defendpp.threats import Attack
@@ -148,9 +149,7 @@ def _ready(each: Network, split: Images, device: str | None) -> Network:
 
 def _device(model: nn.Module, device: str | None) -> torch.device:
     """The device asked for, or the model's own."""
-    if device is not None:
-        return torch.device(device)
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    return home(model) if device is None else torch.device(device)
 
 
 def piece_size(split: Images) -> int:
@@ -284,7 +283,8 @@ def certified_records(
     """
     settings = {"sigma": sigma, "samples": samples, "alpha": alpha}
     key = hashlib.sha256(json.dumps([target.id, settings, seed, data, digest(split)]).encode()).hexdigest()[:12]
-    model = target.model.to(_device(target.model, device))
+    device_ = _device(target.model, device)
+    model = target.model.to(device_)
     files = []
     for start in range(0, len(split), CERTIFIED_AT_ONCE):
         positions = torch.arange(start, min(start + CERTIFIED_AT_ONCE, len(split)))
@@ -292,9 +292,7 @@ def certified_records(
         if not files[-1].exists():
             images, labels = split.batch(positions)
             noise = torch.Generator().manual_seed(seed * 1_000_003 + start)
-            found = certify(
-                model, images.to(_device(model, device)), sigma=sigma, samples=samples, alpha=alpha, generator=noise
-            )
+            found = certify(model, images.to(device_), sigma=sigma, samples=samples, alpha=alpha, generator=noise)
             frame = _frame(
                 target,
                 index=split.index[positions].numpy(),
@@ -560,7 +558,7 @@ def evaluate_runs(
     if shown is not None:
         for run, each in zip(runs, networks, strict=True):
             arrays = pictures(each, run.objective, shown, split)
-            write_whole(folder / "pictures" / f"{each.id}.npz", partial(_save_arrays, arrays))
+            write_arrays(folder / "pictures" / f"{each.id}.npz", arrays)
     undefended = [run for run in runs if run.recipe.defence == "none" and run.recipe.noise == 0]
     first = source if source and source.id in {run.id for run in runs} else (undefended or runs)[0]
     controls = [run.name for run in undefended if source and run.id != source.id]
@@ -651,11 +649,6 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
         return
     text = json.dumps(about, indent=2) + "\n"
     write_whole(path, lambda partial: partial.write_text(text))
-
-
-def _save_arrays(arrays: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:  # given a name, NumPy would append its own ending
-        np.savez_compressed(file, **arrays)
 
 
 def _numbered(progress: Progress, number: str) -> Progress:

@@ -5,8 +5,7 @@ which is what a screen shows, after everything that is measured on them; figure 
 float16; distances are float32. Networks are run in eval mode where they are, and left in the modes they were in.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from defendpp.frequency import count_scales, dct2, laplacian_pyramid, low_pass
+from defendpp.networks import evaluating, home
 from defendpp.objective import Defend
 from defendpp.threats import Attack
 
@@ -68,13 +68,13 @@ def examples(
     """
     if not attacks or not len(images):
         raise ValueError(f"examples need an image and an attack, not {len(images)} images and {len(attacks)} attacks")
-    device = _device(model)
+    device = home(model)
     here, classes = images.to(device), labels.to(device)
     made = []
     for attack in attacks:
         random = {"generator": torch.Generator().manual_seed(seed)} if attack.is_random else {}
         made.append(attack.run(model, here, classes, **random).images)
-    with _evaluating(model):
+    with evaluating(model):
         predicted = [model(each).argmax(1).cpu().numpy() for each in (here, *made)]
     change = [(each.cpu() - images.cpu()).flatten(1).double() for each in made]
     return {
@@ -100,7 +100,7 @@ def reconstructions(
     Returns `clean`, `clean_reconstruction`, `adversarial` and `adversarial_reconstruction`, uint8 of the images' shape;
     reconstructions are clipped to [0, 1]. No noise is added, whatever the network was trained with.
     """
-    with _evaluating(classifier, objective):
+    with evaluating(classifier, objective):
         return {
             "clean": _to_bytes(clean),
             "clean_reconstruction": _to_bytes(_rebuild(classifier, objective, clean)),
@@ -133,7 +133,7 @@ def removal(classifier: nn.Module, objective: Defend, pieces: Iterable[tuple[Ten
             raise ValueError(
                 f"clean and adversarial images must have one shape, not {(*clean.shape,)} and {(*adversarial.shape,)}"
             )
-        with _evaluating(classifier, objective):  # not around the loop: the next piece may have yet to be attacked
+        with evaluating(classifier, objective):  # not around the loop: the next piece may have yet to be attacked
             rebuilt = _rebuild(classifier, objective, adversarial)
             pairs = ((rebuilt, clean), (rebuilt, adversarial), (adversarial, clean))
             found.append(torch.stack([(a.cpu().double() - b.cpu()).flatten(1).norm(dim=1) for a, b in pairs]))
@@ -145,27 +145,9 @@ def removal(classifier: nn.Module, objective: Defend, pieces: Iterable[tuple[Ten
     return {name: values.float().numpy() for name, values in arrays.items()}
 
 
-@contextmanager
-def _evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; on the way out every submodule's mode is as found."""
-    modes = [(module, module.training) for network in networks for module in network.modules()]
-    try:
-        for network in networks:
-            network.eval()
-        with torch.inference_mode():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode  # not by train(), which sets the children too
-
-
 def _rebuild(classifier: nn.Module, objective: Defend, images: Tensor) -> Tensor:
-    _, rebuilt = objective.classify_and_rebuild(classifier, images.to(_device(classifier)))
+    _, rebuilt = objective.classify_and_rebuild(classifier, images.to(home(classifier)))
     return rebuilt[0].clamp(0, 1)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _to_bytes(images: Tensor) -> NDArray[np.uint8]:

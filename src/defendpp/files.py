@@ -1,8 +1,9 @@
 """Files are written whole or not at all."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 ENDING = ".partial"
 """Of files that are being written; one that is left over is of no value."""
@@ -17,3 +18,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Named NumPy arrays, compressed, as `numpy.load` reads them."""
+    import numpy as np
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:  # given a name, NumPy would append its own ending
+            np.savez_compressed(file, **arrays)
+
+    write_whole(path, write)

@@ -10,11 +10,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from defendpp import data as datasets
@@ -22,7 +21,7 @@ from defendpp import evaluation, figure_data, paper, records
 from defendpp.data import Data, Images
 from defendpp.evaluation import Network, Progress
 from defendpp.execution import Execution
-from defendpp.files import write_whole
+from defendpp.files import write_arrays, write_whole
 from defendpp.purifier import Purified
 from defendpp.runs import Run, load_run, train
 from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training
@@ -189,12 +188,7 @@ def _picture(job: Picture, place: Place, data_root: Path | None, device: str | N
                     )
                     found = figure_data.removal(ours.classifier, ours.objective, pieces)
                     arrays |= {f"{name} {key}": array for key, array in found.items()}
-    write_whole(job.file(place), partial(_save_arrays, arrays))
-
-
-def _save_arrays(arrays: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:  # given a name, NumPy would append its own ending
-        np.savez_compressed(file, **arrays)
+    write_arrays(job.file(place), arrays)
 
 
 def _is_finished(folder: Path) -> bool:

@@ -186,10 +186,10 @@ def train(
         )
         images = _with_attacked(images, source, _attack(recipe, image_shape))
     _write_json(folder / "run.json", heading)
-    fitted = (
-        Fitted(_accuracy(classifier, data.validation), len(data.validation), 0, 0, 0.0, "eager")
-        if recipe.epochs == 0
-        else fit(
+    if recipe.epochs == 0:
+        fitted = Fitted(_accuracy(classifier, data.validation), len(data.validation), 0, 0, 0.0, "eager")
+    else:
+        fitted = fit(
             classifier,
             objective,
             images,
@@ -210,7 +210,6 @@ def train(
             nodes=nodes,
             progress=progress,
         )
-    )
     hardened = _hardened(objective)
     hardened = hardened and hardened.cpu()
     classifier.cpu()

@@ -58,14 +58,14 @@ class Doing:
             perform(job, self.place, data_root=self.data_root, device=device, progress=progress)
 
 
-def run(left: Sequence[Job], done: Sequence[Job], do: Doing, *, workers: int = 1, address: str | None = None) -> None:
-    """Do the jobs that are left, saying which is done and how long the others will take.
+def run(jobs: Sequence[Job], left: Sequence[Job], do: Doing, *, workers: int = 1, address: str | None = None) -> None:
+    """Do those of `jobs` that are left, saying which is done and how long the others will take.
 
     In order, or with several workers or a cluster's address `on_ray`. A job that fails does not stop those that do not
     need it; `RuntimeError` in the end says how many failed and why the first did.
     """
     waiting = {job.key: job for job in left}
-    finished = list(done)
+    finished = [job for job in jobs if job.key not in waiting]
     first: list[str] = []
 
     def told(job: Job, problem: BaseException | None) -> None:
@@ -243,7 +243,7 @@ def on_ray(
         # not all at once: Ray takes what is ready first, which would be every training before any measurement
         room = int(ray.cluster_resources().get("GPU", 0) // gpus) if gpus else None
         room = room or max(1, int(ray.cluster_resources()["CPU"] // threads))
-        waiting = list(jobs)
+        waiting = [(job, [each.key for each in job.needs]) for job in jobs]
         unfinished = {job.key for job in jobs}
         failed: dict[str, BaseException] = {}
         running: dict[Any, Job] = {}
@@ -255,23 +255,24 @@ def on_ray(
             told(job, problem)
 
         while waiting or running:
-            for job in [job for job in waiting if not any(each.key in unfinished for each in job.needs)]:
+            for ready in [each for each in waiting if unfinished.isdisjoint(each[1])]:
+                job, _ = ready
                 inherited = _inherited(job, failed)
                 if inherited is None and len(running) >= room:
                     continue
-                waiting.remove(job)
+                waiting.remove(ready)
                 if inherited is None:
                     running[remote.remote(do, job)] = job
                 else:
                     finish(job, inherited)
             if running:
-                (ready,), _ = ray.wait([*running], num_returns=1)
+                (ended,), _ = ray.wait([*running], num_returns=1)
                 try:
-                    ray.get(ready)
+                    ray.get(ended)
                     problem: BaseException | None = None
                 except ray.exceptions.RayError as error:
                     problem = getattr(error, "cause", None) or error
-                finish(running.pop(ready), problem)
+                finish(running.pop(ended), problem)
         return len(failed)
     finally:
         ray.shutdown()

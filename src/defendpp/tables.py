@@ -81,17 +81,22 @@ def check_weights(measurements: Iterable[Measurement], place: Place) -> None:
                 )
 
 
+def outcomes(alternatives: Sequence[Measurement], place: Place) -> list[pd.DataFrame] | None:
+    """`outcome` of each; None where one of them was not measured yet."""
+    frames = [outcome(each, place) for each in alternatives]
+    found = [frame for frame in frames if frame is not None]
+    return found if len(found) == len(frames) else None
+
+
+def stayed_right(alternatives: Sequence[pd.DataFrame]) -> "pd.Series[bool]":
+    """Whether each image stayed right under all of these outcomes."""
+    return pd.concat([each["correct"] for each in alternatives], axis=1).all(axis=1)
+
+
 def right(alternatives: Sequence[Measurement], place: Place) -> "pd.Series[bool] | None":
     """Whether each image stayed right under all of these; None where one of them was not measured yet."""
-    outcomes = [outcome(each, place) for each in alternatives]
-    if any(each is None for each in outcomes):
-        return None
-    return pd.concat([each["correct"] for each in outcomes if each is not None], axis=1).all(axis=1)
-
-
-def by_seed(measurements: Sequence[Sequence[Measurement]], place: Place) -> "list[pd.Series[bool]]":
-    """`right` for each seed that was measured."""
-    return [values for values in (right(each, place) for each in measurements) if values is not None]
+    found = outcomes(alternatives, place)
+    return None if found is None else stayed_right(found)
 
 
 def estimate(measured: "Sequence[pd.Series[bool]]") -> Accuracy | MeanAccuracy:
@@ -137,24 +142,23 @@ def _measured(
     first = measurements[0][0]
     if line == LINES[1] and first.attack is not None and first.is_white_box and not first.through:
         return Cell("", "own")
-    groups = [group for group in measurements if right(group, place) is not None]
+    groups = [group for group in (outcomes(each, place) for each in measurements) if group is not None]
     if not groups:
         return Cell("", "missing")
-    found = estimate(by_seed(groups, place))
+    found = estimate([stayed_right(group) for group in groups])
     numbers.append((found.n, len(measurements)))
     text = f"{100 * found.value:.1f} ({100 * found.low:.1f}–{100 * found.high:.1f})"
     if line == LINES[2] and first.attack is not None and first.attack.epsilon is None:
-        text += f", median {_median([_nearest(group, place) for group in groups]):.2f}"
+        text += f", median {_median([_nearest(group) for group in groups]):.2f}"
     if len(groups) < len(measurements):
         text += f", {len(groups)} of {len(measurements)} seeds"
     return Cell(text, n=found.n)
 
 
-def _nearest(alternatives: Sequence[Measurement], place: Place) -> pd.DataFrame:
+def _nearest(alternatives: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Of each image the nearest that any of these attacks found."""
-    frames = [frame for frame in (outcome(each, place) for each in alternatives) if frame is not None]
-    reach = pd.concat([frame["l2"].where(frame["success"], inf) for frame in frames], axis=1).min(axis=1)
-    return frames[0].assign(l2=reach, success=reach < inf)
+    reach = pd.concat([each["l2"].where(each["success"], inf) for each in alternatives], axis=1).min(axis=1)
+    return alternatives[0].assign(l2=reach, success=reach < inf)
 
 
 def _median(frames: Sequence[pd.DataFrame]) -> float:

@@ -1,7 +1,8 @@
 """The paper's classifiers, any timm or torchvision model by name, and their weights on disk."""
 
+from defendpp.networks.modes import evaluating, home
 from defendpp.networks.named import Normalized, build, core
 from defendpp.networks.own import VGG16, BlockInfo, ResNet
 from defendpp.networks.weights import load_weights, save
 
-__all__ = ["VGG16", "BlockInfo", "Normalized", "ResNet", "build", "core", "load_weights", "save"]
+__all__ = ["VGG16", "BlockInfo", "Normalized", "ResNet", "build", "core", "evaluating", "home", "load_weights", "save"]

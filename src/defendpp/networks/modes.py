@@ -1,0 +1,26 @@
+"""Where a network lies, and running it as it will be used."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(*networks: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; on the way out every submodule's mode is as found."""
+    modes = [(module, module.training) for network in networks for module in network.modules()]
+    try:
+        for network in networks:
+            network.eval()
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode  # not by train(), which sets the children too
+
+
+def home(network: nn.Module) -> torch.device:
+    """The device of its weights; of a network without any, the CPU."""
+    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
