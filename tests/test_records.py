@@ -339,16 +339,17 @@ class TestWorstCase:
                 rows(attack="bim", norm="l2", epsilon=1.5, wrong=(9,)),  # beyond the budget
                 rows(attack="bim", norm="linf", epsilon=0.5, wrong=(10,)),  # another norm
                 rows(attack="fgsm", norm="l2", epsilon=0.5, wrong=(11,), knowledge="transfer", source="b"),
+                rows(attack="ddn", norm="l2", wrong=(10,), distance=distance, knowledge="transfer", source="b"),
                 rows(attack="ddn", norm="l2", wrong=tuple(range(12)), distance=distance, clean_wrong=(0,)),
             ]
         )
         judged = records.worst_case(frame, norm="l2", budget=1.0)
-        assert list(judged.index[~judged]) == [0, 1, 2, 3, 7]
+        assert list(judged.index[~judged]) == [0, 1, 2, 3, 7, 11]
 
     def test_only_images_that_all_runs_attacked(self) -> None:
         frame = pd.concat([rows(epsilon=0.2), rows(attack="bim", epsilon=0.2).iloc[8:]])
         assert list(records.worst_case(frame, norm="linf", budget=0.2).index) == [8, 9, 10, 11]
-        with pytest.raises(ValueError, match="no image was attacked by all 2 white-box linf runs"):
+        with pytest.raises(ValueError, match="no image was attacked by all 2 linf runs"):
             records.worst_case(pd.concat([frame.iloc[:4], frame.iloc[12:]]), norm="linf", budget=0.2)
 
     def test_nothing_to_judge(self) -> None:

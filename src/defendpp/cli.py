@@ -2,9 +2,10 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
     from defendpp.study import Place
     from defendpp.threats import Attack
 
-AttackName = Literal["fgsm", "bim", "pgd", "carlini-wagner", "ddn", "cascade", "minimal-pgd"]
+AttackName = Literal[
+    "fgsm", "bim", "pgd", "carlini-wagner", "ddn", "cascade", "auto-attack", "square", "minimal-pgd",
+    "adaptive-bottleneck", "adaptive-reconstruction",
+]  # fmt: skip
+Norm = Literal["linf", "l2"]
 PAPERS: tuple[AttackName, ...] = ("fgsm", "bim", "pgd", "carlini-wagner", "ddn")
 
 
@@ -94,6 +99,7 @@ def attack(
     output: Path,
     attack: AttackName = "pgd",
     epsilon: float | None = None,
+    norm: Norm = "linf",
     steps: int | None = None,
     restarts: int = 1,
     images: int | None = None,
@@ -110,8 +116,10 @@ def attack(
         run: Folder of a trained network.
         output: Folder for sets, each in a folder of its own; `defendpp evaluate --sets` takes it.
         attack: Which attack: one of the paper's; cascade, from cheap to expensive until an image falls, for a robust
-            accuracy to rely on; or minimal-pgd, the smallest L∞ distance.
-        epsilon: L∞ budget of an attack that has one, in pixel units of [0, 1] (default: the paper's for such images).
+            accuracy to rely on; auto-attack, the figure that others report; square, without gradients; minimal-pgd, the
+            smallest L∞ distance; adaptive-..., PGD that also moves a part of Defend++'s auto-encoder.
+        epsilon: Budget of an attack that has one, in pixel units of [0, 1] (default: the paper's L∞ budget).
+        norm: Of the budget; l2 goes with pgd, cascade, auto-attack and adaptive-....
         steps: Steps of the attack, or of each of its stages or searches.
         restarts: Random starts of pgd and cascade.
         images: Attack only so many of the test images.
@@ -125,7 +133,7 @@ def attack(
     if epsilon is not None and attack in ("carlini-wagner", "ddn", "minimal-pgd"):
         raise ValueError(f"{attack} looks for the smallest distance and has no epsilon, but {epsilon} was given")
     trained = runs.load_run(run)
-    (chosen,) = _attacks((attack,), () if epsilon is None else (epsilon,), steps, restarts, trained.image_shape)
+    (chosen,) = _attacks((attack,), () if epsilon is None else (epsilon,), norm, steps, restarts, [trained])
     split = _test_images([trained], data, data_root, images)
     network = evaluation.network(trained.name, trained.classifier)
     about = data or trained.recipe.data
@@ -149,6 +157,7 @@ def evaluate(
     output: Path,
     attacks: tuple[AttackName, ...] = PAPERS,
     epsilons: tuple[float, ...] = (),
+    norm: Norm = "linf",
     steps: int | None = None,
     restarts: int = 1,
     source: Path | None = None,
@@ -169,8 +178,11 @@ def evaluate(
         runs: Folders of trained networks.
         output: Folder for records, adversarial sets and pictures.
         attacks: Which attacks, by default the paper's. Beside them cascade, from cheap to expensive until an image
-            falls, for a robust accuracy to rely on; and minimal-pgd, the smallest L∞ distance: a curve in one run.
-        epsilons: L∞ budgets of those that have one, in pixel units of [0, 1] (default: the paper's for such images).
+            falls, for a robust accuracy to rely on; auto-attack, the figure that others report; square, without
+            gradients; minimal-pgd, the smallest L∞ distance: a curve in one run; and adaptive-..., PGD that also moves
+            a part of Defend++'s auto-encoder.
+        epsilons: Budgets of those that have one, in pixel units of [0, 1] (default: the paper's L∞ budget).
+        norm: Of the budgets; l2 goes with pgd, cascade, auto-attack and adaptive-....
         steps: Steps of each attack, or of each of its stages or searches.
         restarts: Random starts of pgd and cascade.
         source: Folder of the network that transferred images are made on.
@@ -198,7 +210,7 @@ def evaluate(
         origin = known.get(origin.id) or (
             replace(origin, name=f"{origin.name} ({source.name})") if source and origin.name in names else origin
         )
-    chosen = _attacks(attacks, epsilons, steps, restarts, trained[0].image_shape)
+    chosen = _attacks(attacks, epsilons, norm, steps, restarts, trained)
     split = _test_images([*trained, *([origin] if origin else [])], data, data_root, images)
     main = [each for each in chosen if each.epsilon is not None and each.epsilon == (epsilons or (each.epsilon,))[0]]
     about = data or trained[0].recipe.data
@@ -237,7 +249,7 @@ def check(
     run: Positional[Path],
     others: tuple[Path, ...] = (),
     epsilon: float | None = None,
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Norm = "linf",
     steps: int = 40,
     images: int = 100,
     data: str | None = None,
@@ -420,29 +432,42 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except KeyboardInterrupt:
         sys.exit("defendpp: interrupted; the same command goes on where it was")
-    except (ValueError, OSError, RuntimeError) as problem:
+    except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as problem:
         sys.exit(f"defendpp: {' '.join(str(problem).split())}")
 
 
 def _attacks(
     names: tuple[AttackName, ...],
     epsilons: tuple[float, ...],
+    norm: Norm,
     steps: int | None,
     restarts: int,
-    image_shape: tuple[int, int, int],
+    runs: "Sequence[Run]",
 ) -> list["Attack"]:
     from defendpp import threats
+    from defendpp.adaptive import against_decoder
 
     if not names:
         raise ValueError(f"no attack was chosen, expected some of {', '.join(get_args(AttackName))}")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
+    objectives = [run.objective for run in runs if run.objective is not None]
+    adaptive = partial(against_decoder, objectives, steps=steps or 60, restarts=restarts, norm=norm)
     make: dict[AttackName, Callable[[float], Attack]] = {
         "fgsm": threats.fgsm,
         "bim": lambda epsilon: threats.bim(epsilon, steps=steps or 100),
-        "pgd": lambda epsilon: threats.pgd(epsilon, steps=steps or 40, restarts=restarts),
-        "cascade": lambda epsilon: threats.cascade(epsilon, steps=steps or 75, restarts=restarts),
+        "pgd": lambda epsilon: threats.pgd(epsilon, steps=steps or 40, restarts=restarts, norm=norm),
+        "cascade": lambda epsilon: threats.cascade(epsilon, steps=steps or 75, restarts=restarts, norm=norm),
+        "auto-attack": lambda epsilon: threats.auto_attack(epsilon, norm=norm),
+        "square": lambda epsilon: threats.square(epsilon, queries=steps or 5000),
+        "adaptive-bottleneck": partial(adaptive, raised="bottleneck"),
+        "adaptive-reconstruction": partial(adaptive, raised="reconstruction"),
     }
+    if norm == "l2":
+        if not epsilons:
+            raise ValueError("epsilons must be given for L2, since the paper has no L2 budget")
+        if only_linf := [name for name in names if name in ("fgsm", "bim", "square")]:
+            raise ValueError(f"{only_linf[0]} has an L∞ budget here: leave it out, or the norm l2")
     chosen: list[Attack] = []
     for name in names:
         if name == "carlini-wagner":
@@ -452,7 +477,7 @@ def _attacks(
         elif name == "minimal-pgd":
             chosen.append(threats.minimal_pgd(steps=steps or 60))
         else:
-            chosen += [make[name](epsilon) for epsilon in epsilons or (threats.usual_epsilon(image_shape),)]
+            chosen += [make[name](epsilon) for epsilon in epsilons or (threats.usual_epsilon(runs[0].image_shape),)]
     return chosen
 
 

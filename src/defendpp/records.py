@@ -52,7 +52,10 @@ ATTACKS = (
     "pgd",
     "auto_pgd",
     "square",
+    "adaptive_bottleneck",
+    "adaptive_reconstruction",
     "cascade",
+    "auto_attack",
     "minimal_pgd",
     "carlini_wagner",
     "ddn",
@@ -454,24 +457,24 @@ def security_curve(rows: pd.DataFrame, epsilons: Iterable[float] | None = None) 
 
 
 def worst_case(records: pd.DataFrame, *, norm: str, budget: float) -> "pd.Series[bool]":
-    """Which images of one network withstand every white-box attack of a norm within a budget, indexed by image.
+    """Which images of one network withstand every attack of a norm within a budget, indexed by image.
 
-    An image withstands if it is right when clean, right under each fixed-budget run at epsilon <= budget, and each
-    minimal-norm run failed or needed more than budget. Runs at a larger epsilon say nothing here and are left out.
-    Only the images that all these runs attacked are judged.
+    An image withstands if it is right when clean, right under each fixed-budget run at epsilon <= budget, white-box or
+    transferred, and each white-box minimal-norm run failed or needed more than budget. Runs at a larger epsilon say
+    nothing here and are left out. Only the images that all these runs attacked are judged.
     """
     if records["network_id"].nunique() != 1:
         raise ValueError(f"a worst case is of one network, but got {records['network_id'].nunique()}")
     rows = _bounded(records, norm, budget)
-    if rows.empty:
+    if not _runs(rows):
         raise ValueError(f"there is no white-box {norm} attack within budget {budget:g} in these records")
     is_right = rows["correct"] & (rows["clean_prediction"] == rows["label"])
     withstands = rows.assign(withstands=np.where(rows["epsilon"].isna(), _reach(rows) > budget, is_right))
     by_image = withstands.groupby("image")["withstands"]
-    runs = rows.groupby(["data", "split", "attack", "settings", "epsilon"], dropna=False).ngroups
+    runs = rows.groupby(["data", "split", "attack", "settings", "epsilon", "source_id"], dropna=False).ngroups
     judged = by_image.all()[by_image.count() == runs]
     if judged.empty:
-        raise ValueError(f"no image was attacked by all {runs} white-box {norm} runs within budget {budget:g}")
+        raise ValueError(f"no image was attacked by all {runs} {norm} runs within budget {budget:g}")
     return judged
 
 
@@ -481,7 +484,7 @@ def summary(records: pd.DataFrame, budgets: Mapping[str, float] | None = None) -
     Columns have the levels knowledge, source ("" unless transferred), attack, norm and epsilon: 0 for clean images,
     infinite for a minimal-norm attack. Cells are an `Accuracy`; a minimal-norm attack succeeds on any network if it may
     go as far as it likes, so white-box its cell is a `Distance`, and raw accuracy appears only where images are
-    transferred. `budgets` maps a norm to a budget: one more column, attack "all", is then the white-box worst case
+    transferred. `budgets` maps a norm to a budget: one more column, attack "all", is then the worst case
     (`worst_case`) over all attacks of that norm, for the networks that met all of them. Certified accuracy has a column
     for each of `RADII` that it reaches. What was not measured is None.
 
@@ -531,12 +534,17 @@ def summary(records: pd.DataFrame, budgets: Mapping[str, float] | None = None) -
 
 
 def _bounded(records: pd.DataFrame, norm: str, budget: float) -> pd.DataFrame:
-    """White-box rows of a norm, less those whose attack was allowed more than the budget."""
-    is_white_box = (records["knowledge"] == "white-box") & (records["norm"] == norm)
-    return records[is_white_box & ~(records["epsilon"] > budget)]
+    """Rows of a norm that bound what a network withstands: no attack was allowed more than the budget, and those whose
+    distance counts were made on the network itself."""
+    is_bound = (records["knowledge"] == "white-box") | (
+        records["knowledge"].isin(TRANSFERRED) & records["epsilon"].notna()
+    )
+    return records[is_bound & (records["norm"] == norm) & ~(records["epsilon"] > budget)]
 
 
 def _runs(rows: pd.DataFrame) -> set[tuple[str, float]]:
+    """The white-box attacks."""
+    rows = rows[rows["knowledge"] == "white-box"]
     return set(zip(rows["attack"], rows["epsilon"].fillna(inf), strict=True))
 
 

@@ -38,7 +38,10 @@ ATTACK_NAMES = {
     "ddn": "DDN",
     "auto_pgd": "Auto-PGD",
     "square": "Square",
+    "adaptive_bottleneck": "PGD + bottleneck",
+    "adaptive_reconstruction": "PGD + decoder",
     "cascade": "Cascade",
+    "auto_attack": "AutoAttack",
     "minimal_pgd": "Minimal PGD",
     "smoothing": "Smoothing",
 }
@@ -112,7 +115,10 @@ def _block(summary: pd.DataFrame, knowledge: str, source: str, budgets: Mapping[
             " (but for a small probability of error, see the settings)."
         )
     if any(column[2] == "all" for column in columns):
-        note += " Worst: right under every attack of the norm within the budget, for networks that met them all."
+        note += (
+            " Worst: right under every attack of the norm within the budget, transferred ones included, for networks"
+            " that met all white-box ones."
+        )
     note += f" Bold: the best of the column, and all whose interval reaches it. {MISSING}: not measured."
     return Block(
         title,

@@ -1,15 +1,22 @@
 """Attacks with all their settings, as evaluations and records name them."""
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from defendpp import attacks
 from defendpp.attacks import AttackResult
 from defendpp.attacks.engine import attacking, recheck
+
+NOT_COUNTED = 0
+"""Queries of an attack that does not count them."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,55 @@ def cascade(
         "squares": squares,
     }
     return _fixed("cascade", epsilon, settings, partial(attacks.cascade, norm=norm), norm=norm, is_random=True)
+
+
+def square(epsilon: float, *, queries: int = 5000) -> Attack:
+    """Square: random search without gradients, with an L∞ budget in pixel units."""
+    return _fixed("square", epsilon, {"queries": queries}, attacks.square, is_random=True)
+
+
+def auto_attack(epsilon: float, *, norm: Literal["linf", "l2"] = "linf") -> Attack:
+    """AutoAttack standard (Croce and Hein 2020, arXiv:2003.01690), as the package pyautoattack has it.
+
+    Auto-PGD, targeted Auto-PGD, targeted FAB and Square with an L∞ or L2 budget in pixel units: the figure that others
+    report. Its run raises `ModuleNotFoundError` where the package is not installed.
+    """
+    return _fixed("auto_attack", epsilon, {"version": "standard"}, partial(_run_auto_attack, norm=norm), norm=norm)
+
+
+def _run_auto_attack(
+    model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, norm: str, version: str
+) -> AttackResult:
+    try:
+        library: Any = import_module("pyautoattack")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("AutoAttack needs a package: pip install 'defendpp[autoattack]'") from None
+    made = images.clone()
+    with attacking(model, images, labels) as (classify, clean, labels):
+        with torch.no_grad():
+            is_right = classify(clean, exactly=True).argmax(1) == labels  # it leaves the others alone
+        if is_right.any():
+            with _quiet("auto-attack"), torch.random.fork_rng():  # it seeds the global generator
+                name = {"linf": "Linf", "l2": "L2"}[norm]
+                attack = library.AutoAttack(model, norm=name, eps=epsilon, seed=0, version=version, device=clean.device)
+                made[is_right] = attack.run_standard_evaluation(clean[is_right], labels[is_right])[0]
+        change = made - clean
+        size = change.abs().flatten(1).amax(1) if norm == "linf" else change.flatten(1).norm(dim=1)
+        is_within = size <= epsilon * (1 + 1e-4) + 1e-6
+        made = torch.where(is_within.view(-1, *[1] * (made.ndim - 1)), made, clean).clamp(0, 1)
+        success = recheck(classify, made, labels, targeted=False)
+        return AttackResult(made, success, torch.full_like(labels, NOT_COUNTED))
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Errors only from this logger."""
+    level = logging.getLogger(logger).level
+    logging.getLogger(logger).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).setLevel(level)
 
 
 def carlini_wagner(

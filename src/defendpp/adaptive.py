@@ -1,0 +1,117 @@
+"""Attacks made for a Defend++ network by one who also has its decoder: what training tied together is pulled apart.
+
+Tramer et al. 2020, "On adaptive attacks to adversarial example defenses", arXiv:2002.08347: a defence is to be attacked
+through every part it relies on. Defend++ relies on a bottleneck that holds the image's structure and no more, so these
+attacks raise, beside the classification loss, how far the bottleneck or the rebuilt image moves.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+
+from defendpp import attacks
+from defendpp.attacks import AttackResult, Prepared
+from defendpp.attacks.engine import attacking, margin
+from defendpp.encoder import tap
+from defendpp.objective import Defend
+from defendpp.threats import Attack, usual_step
+
+Raised = Literal["bottleneck", "reconstruction"]
+
+
+def against_decoder(
+    objectives: Sequence[Defend],
+    epsilon: float,
+    *,
+    raised: Raised = "bottleneck",
+    weight: float = 1.0,
+    steps: int = 60,
+    restarts: int = 1,
+    norm: Literal["linf", "l2"] = "linf",
+) -> Attack:
+    """PGD on the margin plus `weight` times how far a part of the auto-encoder moves; named "adaptive_RAISED".
+
+    raised: "bottleneck", the deepest map that classifier and auto-encoder share, or "reconstruction", the rebuilt image
+    of full size. Both by the squared distance from where the clean image has them, in relation to its squared norm.
+    epsilon, norm: in pixel units. objectives: of the networks to be attacked, each built for its classifier; on a
+    classifier that none was built for, there is no decoder to use, and the attack is PGD on the margin. The decoder is
+    not attacked for its own sake: nobody looks at what it makes.
+    """
+    settings = {
+        "steps": steps,
+        "restarts": restarts,
+        "loss": f"margin + {weight:g} {raised}",
+        "relative_step": usual_step(steps),
+    }
+    run = partial(
+        _attack,
+        tuple(objectives),
+        raised=raised,
+        weight=weight,
+        epsilon=epsilon,
+        steps=steps,
+        restarts=restarts,
+        norm=norm,
+    )
+    return Attack(f"adaptive_{raised}", norm, epsilon, settings, run, is_random=True)
+
+
+def _attack(
+    objectives: Sequence[Defend],
+    model: nn.Module,
+    images: Float[Tensor, "batch channel height width"],
+    labels: Int[Tensor, " batch"],
+    *,
+    raised: Raised,
+    weight: float,
+    epsilon: float,
+    steps: int,
+    restarts: int,
+    norm: Literal["linf", "l2"],
+    generator: Generator | None = None,
+) -> AttackResult:
+    settings: dict[str, Any] = {"epsilon": epsilon, "steps": steps, "restarts": restarts, "norm": norm}
+    settings |= {"step_size": usual_step(steps) * epsilon, "generator": generator}
+    original = model.original if isinstance(model, Prepared) else model
+    built = [each for each in objectives if each.built_for is not None and each.built_for() is original]
+    if not built:
+        return attacks.pgd(model, images, labels, loss="margin", **settings)
+    shown = _Shown(original, built[0], raised)
+    with attacking(shown, images, labels) as (classify, clean, _), torch.no_grad():
+        classify(clean)
+        usual = shown.part.flatten(1).clone()
+    return attacks.pgd(shown, images, labels, loss=_loss(shown, usual, weight), **settings)
+
+
+def _loss(shown: "_Shown", usual: Tensor, weight: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Of logits and labels, for the images that `shown` was shown last: all of a batch, in its order."""
+    size = usual.square().sum(1).clamp_min(1e-12)
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        moved = (shown.part.flatten(1) - usual).square().sum(1) / size
+        return margin(logits, labels) + weight * moved
+
+    return loss
+
+
+class _Shown(nn.Module):
+    """The classifier; it keeps what the part of interest was in the last pass."""
+
+    def __init__(self, classifier: nn.Module, objective: Defend, raised: Raised) -> None:
+        super().__init__()
+        self.classifier, self.objective, self.raised = classifier, objective, raised
+        self.part = torch.empty(0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The classifier's logits."""
+        with tap(self.classifier, self.objective.shared) as maps:
+            logits: Tensor = self.classifier(images)
+        if self.raised == "bottleneck":
+            self.part = maps[self.objective.shared[-1].name]
+        else:
+            self.part = self.objective.auto_encoder(images, maps)[0]
+        return logits
