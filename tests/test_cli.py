@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from defendpp import checks, cli, records
+from defendpp import checks, cli, records, report
 from defendpp.checks import Check
 from defendpp.runs import load_run
 
@@ -61,6 +61,10 @@ def test_the_main_job_train_evaluate_report(
     about = json.loads((tmp_path / "e" / "evaluation.json").read_text())
     assert about["baseline"] == "plain"
     assert about["control"] == "other"
+    assert set(about["checks"]) == {"plain", "other", "hardened"}
+    assert all(len(found) in (1, 12) for found in about["checks"].values())  # one: the network gets no image right
+    assert all(sentence in " ".join(shown.split()) for sentence in report.believed(about["checks"]))
+    assert "checks of the attack" in (tmp_path / "e" / "report.html").read_text()
 
     page = (tmp_path / "e" / "report.html").read_text()
     run("report", tmp_path / "e", "--output", tmp_path / "again.html")
@@ -68,6 +72,27 @@ def test_the_main_job_train_evaluate_report(
     assert fails(capsys, "report", tmp_path / "e", "--output", runs["plain"] / "run.json").startswith(
         f"defendpp: {runs['plain'] / 'run.json'} is there already"
     )
+
+
+def test_attacks_that_others_report_and_those_that_use_the_decoder(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = ["adaptive-bottleneck", "adaptive-reconstruction", "square", "auto-attack"]
+    both = [runs["plain"], runs["hardened"]]
+    run("evaluate", *both, "--attacks", *chosen, "--steps", "5", "--images", "10", "--output", tmp_path / "e")
+    made = records.read(tmp_path / "e" / "records")
+    assert set(made["attack"]) == {"none", *(name.replace("-", "_") for name in chosen)}
+    assert "worst" in capsys.readouterr().out
+    run("evaluate", *both, "--attacks", "pgd", "--norm", "l2", "--epsilons", "0.5", "--images", "10", "--output",
+        tmp_path / "l2", "--steps", "5")  # fmt: skip
+    made = records.read(tmp_path / "l2" / "records")
+    attacked = made[made["attack"] == "pgd"]
+    assert set(attacked["norm"]) == {"l2"}
+    assert 0 < attacked["l2"].max() <= 0.5 + 1e-5
+    arguments = ("evaluate", runs["plain"], "--norm", "l2", "--output", tmp_path / "no")
+    assert "the paper has no L2 budget" in fails(capsys, *arguments)
+    assert "fgsm has an L∞ budget" in fails(capsys, *arguments, "--epsilons", "1", "--attacks", "pgd", "fgsm")
+    assert not (tmp_path / "no").exists()
 
 
 def test_two_processes_record_what_one_records(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -559,11 +559,12 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
         budgets=budgets,
         baseline=about.get("baseline"),
         control=about.get("control"),
+        checks=about.get("checks"),
     )
     report.write_html(text, page, overwrite=overwrite)
     Console().print(report.table(made, budgets))
-    for doubt in report.doubts(made):
-        print(doubt)
+    for sentence in (*report.doubts(made), *report.believed(about.get("checks", {}))):
+        print(sentence)
     print(f"\nThe whole report: {page.resolve()}")
 
 

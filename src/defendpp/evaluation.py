@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from defendpp import records
+from defendpp import checks, records, threats
 from defendpp.attacks import Prepared, prepare
 from defendpp.certify import certify
 from defendpp.data import Images, digest
@@ -522,15 +522,17 @@ def evaluate_runs(
     transferred: Sequence[Attack] | None = None,
     sets: Path | None = None,
     shown: Attack | None = None,
+    checked_on: int = 30,
     seed: int = 0,
     device: str | None = None,
     progress: Progress | None = None,
 ) -> pd.DataFrame:
     """`evaluate` for trained runs, with all that a report needs beside the records.
 
-    `folder` then also holds pictures of each network under the attack `shown`, and `evaluation.json`: which files hold
-    the records, and what the report compares: the baseline (the source, or the first undefended network), the control
-    (an undefended network that is not the source), and the budget of each norm.
+    `folder` then also holds pictures of each network under the attack `shown`, what `checks.check` finds on the first
+    `checked_on` images (0: nothing is checked), and `evaluation.json`: which files hold the records, and what the
+    report compares: the baseline (the source, or the first undefended network), the control (an undefended network
+    that is not the source), and the budget of each norm.
     """
     everyone = [*runs, *([source] if source else [])]
     for run in everyone:
@@ -562,7 +564,7 @@ def evaluate_runs(
     undefended = [run for run in runs if run.recipe.defence == "none" and run.recipe.noise == 0]
     first = source if source and source.id in {run.id for run in runs} else (undefended or runs)[0]
     controls = [run.name for run in undefended if source and run.id != source.id]
-    about = {
+    about: dict[str, Any] = {
         "records": [path.name for path in files],
         "networks": [run.id for run in runs],
         "baseline": first.name,
@@ -570,9 +572,51 @@ def evaluate_runs(
         "budgets": {attack.norm: attack.epsilon for attack in reversed(chosen) if attack.epsilon is not None},
         "notes": {"Versions": f"defendpp {version('defendpp')}, torch {torch.__version__}"},
     }
+    if checked_on:
+        budget = next(((each.norm, each.epsilon) for each in chosen if each.epsilon), None)
+        about["checks"] = {
+            each.name: _checked(each, networks, budget, split.take(min(checked_on, len(split))), folder, seed, progress)
+            for each in networks
+        }
     text = json.dumps(about, indent=2) + "\n"
     write_whole(folder / "evaluation.json", lambda path: path.write_text(text))
     return records.read(files)
+
+
+def _checked(
+    each: Network,
+    networks: Sequence[Network],
+    budget: tuple[str, float] | None,
+    split: Images,
+    folder: Path,
+    seed: int,
+    progress: Progress | None,
+) -> list[dict[str, str]]:
+    """What `checks.check` finds of a network where it was not written down before; it is computed where its model is.
+
+    budget: norm and epsilon; by default the paper's. The first of the other networks is what transferred images are
+    made on.
+    """
+    norm, epsilon = budget or ("linf", threats.usual_epsilon(split.pixels.shape))
+    other = next((one for one in networks if one.id != each.id), None)
+    key = json.dumps([norm, epsilon, digest(split), other and other.id, seed])
+    path = folder / "checks" / f"{each.id}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+    if not path.exists():
+        if progress is not None:
+            progress(f"checks of {each.name}", 0, 1)
+        place = home(each.model)
+        images, labels = (tensor.to(place) for tensor in split.batch(range(len(split))))
+        try:
+            found = checks.check(
+                prepare(each.model, images[:8]), images, labels, epsilon=epsilon,
+                norm="l2" if norm == "l2" else "linf", others=[other.model.to(place)] if other else [], seed=seed,
+            )  # fmt: skip
+        except ValueError as problem:  # it gets no image right
+            found = [checks.Check("any check", "not judged", str(problem))]
+        text = json.dumps([asdict(check) for check in found], indent=2) + "\n"
+        write_whole(path, lambda partial: partial.write_text(text))
+    read: list[dict[str, str]] = json.loads(path.read_text())
+    return read
 
 
 @torch.inference_mode()

@@ -329,6 +329,22 @@ def _transfer(fixed: pd.DataFrame, networks: list[str], control: str) -> list[st
     ]
 
 
+def believed(checks: Mapping[str, Sequence[Mapping[str, str]]]) -> list[str]:
+    """What `defendpp.checks` found of each network, by name, a sentence each; one that failed is a doubt."""
+    said = []
+    for network, found in checks.items():
+        failed, open_, passed = (
+            [each for each in found if each["verdict"] == verdict] for verdict in ("failed", "not judged", "passed")
+        )
+        if failed:
+            reasons = "; ".join(f"“{each['name']}”: {each['detail']}" for each in failed)
+            said.append(f"Doubt: on “{network}” {len(failed)} of {len(found)} checks of the attack fail: {reasons}.")
+        else:
+            rest = "; ".join(f"“{each['name']}” was not judged: {each['detail']}" for each in open_)
+            said.append(f"“{network}” passes {len(passed)} of {len(found)} checks of the attack{rest and '; ' + rest}.")
+    return said
+
+
 def doubts(records: pd.DataFrame) -> list[str]:
     """Signs that an attack was too weak on a network (Carlini et al. 2019, "On evaluating adversarial robustness").
 
@@ -582,11 +598,13 @@ def html(
     budgets: Mapping[str, float] | None = None,
     baseline: str | None = None,
     control: str | None = None,
+    checks: Mapping[str, Sequence[Mapping[str, str]]] | None = None,
 ) -> str:
     """The whole report as one HTML page without any outside resource.
 
     `gallery` maps networks to their pictures (`Gallery`, or the path of an .npz); `notes` are facts, by name, about the
-    measurement that records do not hold (command, versions, commit, hardware). ValueError for what does not fit.
+    measurement that records do not hold (command, versions, commit, hardware); `checks` are as for `believed`.
+    ValueError for what does not fit.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -597,6 +615,7 @@ def html(
     return environment.from_string(template).render(
         title=title,
         headlines=headlines(records, budgets, baseline=baseline, control=control),
+        believed=believed(checks or {}),
         control=control,
         budgets=budgets,
         blocks=blocks(records, budgets),
