@@ -15,7 +15,7 @@ from defendpp.attacks import AttackResult, bim, prepare
 from defendpp.data import load
 from defendpp.networks import load_weights, save
 from defendpp.objective import Objective
-from defendpp.purifier import GRADIENTS, Averaged, ComDefend, Purified, purification
+from defendpp.purifier import GRADIENTS, Averaged, Binarise, ComDefend, Purified, purification
 
 Batch = tuple[Tensor, Tensor]
 
@@ -64,6 +64,11 @@ def trained(digits: tuple[Batch, Batch]) -> Purified:
         fit(model.purifier, lambda x, y: torch.stack([*purification(model, x, y).values()]).sum(), data, 150, 10)
     model.zero_grad()
     return model.eval()
+
+
+def com_defend(model: Purified) -> ComDefend:
+    assert isinstance(model.purifier, ComDefend)
+    return model.purifier
 
 
 def untrained(channels: int = 1, gradient: str = "exact", test_noise: float = 0.0, seed: int = 0) -> Purified:
@@ -116,7 +121,7 @@ def test_layers_are_the_published_ones(channels: int, compressing: list[int], re
 
 def test_forward_by_hand(images: Tensor) -> None:
     """The input is centred; a bit is whether the sigmoid of the code is above one half; the output is a sigmoid."""
-    purifier = untrained().purifier
+    purifier = com_defend(untrained())
     bits = (purifier.com_cnn(images - 0.5).sigmoid() > 0.5).float()
     assert 0.1 < bits.mean() < 0.9, "both bits must occur"
     for training in (False, True):
@@ -124,7 +129,7 @@ def test_forward_by_hand(images: Tensor) -> None:
 
 
 def test_soft_by_hand(images: Tensor) -> None:
-    purifier = untrained().purifier
+    purifier = com_defend(untrained())
     torch.manual_seed(5)
     rebuilt, code = purifier.soft(images)
     torch.manual_seed(5)
@@ -164,9 +169,9 @@ def test_straight_through_by_the_chain_rule(images: Tensor) -> None:
     """RecCNN's gradient at the bits, passed on to ComCNN as if it were the gradient at the code."""
     model = untrained(gradient="straight-through")
     variable = images.clone().requires_grad_()
-    code = model.purifier.com_cnn(variable - 0.5)
+    code = com_defend(model).com_cnn(variable - 0.5)
     bits = (code > 0).float().detach().requires_grad_()
-    logits = model.classifier(model.purifier.rec_cnn(bits).sigmoid())
+    logits = model.classifier(com_defend(model).rec_cnn(bits).sigmoid())
     (at_bits,) = torch.autograd.grad((logits * torch.arange(10.0)).sum(), bits)
     (expected,) = torch.autograd.grad(code, variable, at_bits)
     assert expected.abs().max() > 1e-3
@@ -236,12 +241,12 @@ def test_noise_outside_training_is_drawn_from_torch_s_generator(images: Tensor) 
     first, second = model.purifier(images), model.purifier(images)
     assert not first.equal(second)
     torch.manual_seed(7)
-    bits = (model.purifier.com_cnn(images - 0.5) - 3 * torch.randn(4, 4, 10, 10) > 0).float()
-    assert first.equal(model.purifier.rec_cnn(bits).sigmoid())
+    bits = (com_defend(model).com_cnn(images - 0.5) - 3 * torch.randn(4, 4, 10, 10) > 0).float()
+    assert first.equal(com_defend(model).rec_cnn(bits).sigmoid())
 
 
 def test_noise_is_the_same_in_every_memory_layout() -> None:
-    purifier = untrained(3).purifier
+    purifier = com_defend(untrained(3))
     images = torch.rand(4, 3, 10, 10)
     torch.manual_seed(7)
     _, expected = purifier.soft(images)
@@ -268,7 +273,7 @@ def test_purification_by_hand(images: Tensor) -> None:
     model = untrained()
     labels = torch.zeros(4, dtype=torch.long)
     torch.manual_seed(4)
-    rebuilt, code = model.purifier.soft(images)
+    rebuilt, code = com_defend(model).soft(images)
     for weight in (1e-4, 0.3):
         torch.manual_seed(4)
         terms = purification(model, images, labels, code_weight=weight)
@@ -291,7 +296,7 @@ def test_training_rebuilds_digits_from_a_binary_code(trained: Purified, digits: 
     (images, _), (held_out, labels) = digits
     with torch.no_grad():
         hard = trained.purifier(held_out)
-        soft, code = trained.purifier.soft(held_out)
+        soft, code = com_defend(trained).soft(held_out)
         error = F.mse_loss(hard, held_out).item()
         guess = F.mse_loss(images.mean(0).expand_as(held_out), held_out).item()
         assert error < 0.4 * guess
@@ -343,5 +348,33 @@ def test_bad_arguments_are_refused(images: Tensor) -> None:
         Averaged(model, 0)
     with pytest.raises(ValueError, match=r"code_weight must be at least 0, not -0\.1"):
         purification(model, images, torch.arange(4), code_weight=-0.1)
-    with pytest.raises(ValueError, match="trains the purifier of a Purified classifier, not a Sequential"):
+    with pytest.raises(ValueError, match="trains the ComDefend of a Purified classifier, not a Sequential"):
         purification(model.classifier, images, torch.arange(4))
+
+
+def test_binarise_lets_gradients_through_only_where_asked() -> None:
+    images = torch.tensor([0.0, 0.2, 0.49, 0.51, 0.8, 1.0]).reshape(1, 1, 2, 3)
+    slopes = {}
+    for gradient in GRADIENTS:
+        variable = images.clone().requires_grad_()
+        bits = Binarise()(variable, gradient)
+        torch.testing.assert_close(bits.detach(), (images > 0.5).float())
+        if bits.requires_grad:
+            (slopes[gradient],) = torch.autograd.grad(bits.sum(), variable)
+    assert set(slopes) == {"straight-through", "identity"}
+    assert slopes["identity"].eq(1).all()
+    soft = (10 * (images - 0.5)).sigmoid()
+    torch.testing.assert_close(slopes["straight-through"], 10 * soft * (1 - soft))
+
+
+def test_binarised_digits_fall_only_to_attacks_through_the_threshold(digits: tuple[Batch, Batch]) -> None:
+    data, (images, labels) = digits
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Purified(Binarise(), small_classifier())
+        fit(model, lambda x, y: F.cross_entropy(model(x), y), data, 150, 64)
+    model.eval()
+    hidden = bim(model, images, labels, epsilon=0.3, steps=20)
+    seen = bim(model.attacked_through("straight-through"), images, labels, epsilon=0.3, steps=20)
+    assert hidden.images.equal(images)  # no gradient, no attack
+    assert seen.success.float().mean() > hidden.success.float().mean() + 0.2

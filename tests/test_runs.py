@@ -168,7 +168,11 @@ def test_recipes_differ_in_their_hash_and_say_what_they_are() -> None:
         ({"noise": -1.0}, r"noise must be at least 0, not -1\.0"),
         ({"clip_norm": 0.0}, r"clip_norm must be above 0, not 0\.0"),
         ({"learning": "alternating", "defence": "none"}, "alternating learning needs a decoder"),
-        ({"defence": "adversarial", "noise": 0.1}, r"adversarial training takes no noise, but noise is 0\.1"),
+        ({"defence": "adversarial", "noise": 0.1}, r"the defence \"adversarial\" takes no noise, but noise is 0\.1"),
+        (
+            {"defence": "binarise", "consistency": 1.0},
+            "consistency goes with the defences none and defend, not with bin",
+        ),
         ({"clean_weight": 1.5}, r"clean_weight must be in \[0, 1\], not 1\.5"),
         ({"attack": "fgsm", "attack_steps": 3}, "only pgd and ddn have them, not 3"),
     ],

@@ -1,4 +1,4 @@
-"""ComDefend, a purifier that is trained without a classifier and put in front of any (Jia et al. 2019).
+"""Purifiers in front of a classifier: ComDefend, trained without one (Jia et al. 2019), and a plain threshold.
 
 arXiv:1811.12673; layers, initial weights and loss follow the authors' TensorFlow files. The purifier ends in a hard
 threshold, which has no gradient: an attack that follows gradients finds nothing there and proves nothing (Athalye et
@@ -105,16 +105,47 @@ class ComDefend(nn.Module):
         return code
 
 
+class Binarise(nn.Module):
+    """Images to images of 0 and 1: feature squeezing to one bit (Xu et al. 2018, arXiv:1704.01155).
+
+    On digits it takes nearly all that an L∞ budget below the distance of ink and paper from `threshold` could change;
+    on photographs it takes the photograph.
+    """
+
+    def __init__(self, threshold: float = 0.5, steepness: float = 10.0) -> None:
+        super().__init__()
+        self.threshold, self.steepness = threshold, steepness
+
+    def extra_repr(self) -> str:
+        """What determines it."""
+        return f"threshold={self.threshold:g}"
+
+    def forward(self, images: Images, gradient: str = "exact") -> Images:
+        """1 where a pixel exceeds the threshold, else 0.
+
+        gradient: what reaches `images` backward. "exact": nothing. "straight-through": as of a sigmoid of `steepness`
+        around the threshold, so that pixels near it are moved. "identity": as if the input were returned.
+
+        Raises `ValueError` for another `gradient`.
+        """
+        check_gradient(gradient)
+        bits = (images > self.threshold).to(images.dtype)
+        if gradient == "exact":
+            return bits
+        soft = (self.steepness * (images - self.threshold)).sigmoid() if gradient == "straight-through" else images
+        return bits + (soft - soft.detach())
+
+
 class Purified(nn.Module):
     """A classifier behind a purifier: images in [0, 1] to logits.
 
-    gradient: what passes the purifier backward, as in `ComDefend.forward`. It changes no logit, so it is not printed,
-    and the network's fingerprint does not depend on it.
+    gradient: what passes the purifier backward, as in its own `forward`. It changes no logit, so it is not printed, and
+    the network's fingerprint does not depend on it.
 
     Raises `ValueError` for an unknown `gradient`.
     """
 
-    def __init__(self, purifier: ComDefend, classifier: nn.Module, gradient: str = "exact") -> None:
+    def __init__(self, purifier: ComDefend | Binarise, classifier: nn.Module, gradient: str = "exact") -> None:
         super().__init__()
         check_gradient(gradient)
         self.purifier = purifier
@@ -170,9 +201,9 @@ def purification(
 
     Raises `ValueError` for another module, or a negative `code_weight`.
     """
-    if not isinstance(classifier, Purified):
+    if not (isinstance(classifier, Purified) and isinstance(classifier.purifier, ComDefend)):
         raise ValueError(
-            f"purification trains the purifier of a Purified classifier, not a {type(classifier).__name__}"
+            f"purification trains the ComDefend of a Purified classifier, not a {type(classifier).__name__}"
         )
     if not 0 <= code_weight < inf:
         raise ValueError(f"code_weight must be at least 0, not {code_weight}")

@@ -28,9 +28,10 @@ class Recipe:
     start: str | None = None
     """Start from the classifier of this run, of the same network and data: a folder, or one beside this run's."""
 
-    defence: Literal["none", "defend", "adversarial", "comdefend"] = "none"
+    defence: Literal["none", "defend", "adversarial", "comdefend", "binarise"] = "none"
     """none: cross-entropy (with noise: Gaussian augmentation). defend: Defend++. adversarial: on attacked images.
-    comdefend: ComDefend in front of the classifier of `start`, which stays as it is; width 64 is the published one."""
+    comdefend: ComDefend in front of the classifier of `start`, which stays as it is; width 64 is the published one.
+    binarise: trained and used behind a threshold at 0.5."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the input, in pixel units; Defend++ rebuilds the clean image."""
     clip_noise: bool = False
@@ -120,7 +121,7 @@ class Recipe:
         for name in ("consistency", "bottleneck", "gradient_penalty", "curvature"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
-            if getattr(self, name) and self.defence in ("adversarial", "comdefend"):
+            if getattr(self, name) and self.defence not in ("none", "defend"):
                 raise ValueError(f"{name} goes with the defences none and defend, not with {self.defence}")
         if not 0 <= self.coarse_noise <= 1:
             raise ValueError(f"coarse_noise must be in [0, 1], not {self.coarse_noise}")
@@ -135,8 +136,8 @@ class Recipe:
             raise ValueError(f"batch_size must be at least 2, because of batch normalisation, not {self.batch_size}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0, not {self.clip_norm}")
-        if self.defence == "adversarial" and self.noise:
-            raise ValueError(f"adversarial training takes no noise, but noise is {self.noise}")
+        if self.defence in ("adversarial", "binarise") and self.noise:
+            raise ValueError(f'the defence "{self.defence}" takes no noise, but noise is {self.noise}')
         if not 0 <= self.clean_weight <= 1:
             raise ValueError(f"clean_weight must be in [0, 1], not {self.clean_weight}")
         if self.attack_steps is not None and (self.attack == "fgsm" or self.attack_steps < 1):
@@ -172,6 +173,7 @@ class Recipe:
             "defend": ["Defend++"],
             "adversarial": [f"Adv. {self.attack.upper()}{', fixed set' if self.attacked_run else ''}"],
             "comdefend": ["ComDefend"],
+            "binarise": ["0/1 images"],
         }
         parts = names[self.defence]
         parts += [f"noise {self.noise:g}"] if self.noise else []

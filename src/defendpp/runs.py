@@ -31,7 +31,7 @@ from defendpp.objective import (
     defend,
     penalty,
 )
-from defendpp.purifier import ComDefend, Purified, purification
+from defendpp.purifier import Binarise, ComDefend, Purified, purification
 from defendpp.recipe import Recipe
 from defendpp.stability import curvature_penalty, gradient_penalty
 from defendpp.training import (
@@ -87,6 +87,8 @@ def build_classifier(
         if recipe.defence == "comdefend":
             purifier = ComDefend(image_shape[0], width=recipe.width / 64, mean_pixel=recipe.mean_pixel)
             return Purified(purifier, classifier.requires_grad_(False))
+    if recipe.defence == "binarise":
+        return Purified(Binarise(), classifier)
     return classifier
 
 
@@ -109,7 +111,7 @@ def _penalties(recipe: Recipe) -> list[Objective]:
 
 
 def _defence(recipe: Recipe, classifier: nn.Module, image_shape: tuple[int, int, int]) -> Objective:
-    if recipe.defence == "none":
+    if recipe.defence in ("none", "binarise"):
         plain = partial(cross_entropy, noise=recipe.noise, clip=recipe.clip_noise)
         if not (recipe.coarse_noise or recipe.consistency):
             return plain

@@ -147,9 +147,10 @@ def cost(job: Job) -> float:
     recipe = subject.recipe
     once = flops(recipe.network, recipe.width, recipe.stem, recipe.defence, subject.data)
     if isinstance(job, Training):
-        passes = {"none": 3.0, "comdefend": 3.0, "defend": 4.5}.get(recipe.defence) or 3 + 2 * (
+        passes = {"none": 3.0, "comdefend": 3.0, "binarise": 3.0, "defend": 4.5}.get(recipe.defence) or 3 + 2 * (
             {"fgsm": 2, "pgd": 7, "ddn": 20}[recipe.attack] if recipe.attacked_run is None else 1.5
         )
+        passes *= 2 if recipe.consistency or recipe.bottleneck else 1
         return recipe.epochs * TRAINING_IMAGES.get(recipe.data, 50_000) * passes * once
     images = job.images or TEST_IMAGES[subject.data]
     return images * once * (2 + (2 * steps(job) if isinstance(job, Making) or job.is_white_box else 0))
