@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from defendpp import paper, records, reproduce, threats
+from defendpp.adaptive import against_decoder
 from defendpp.data import Data, from_tensors, load
 from defendpp.purifier import Purified
 from defendpp.recipe import Recipe
@@ -196,3 +197,18 @@ def test_a_job_that_fails_leaves_no_file(place: Place) -> None:
 
 def test_the_images_of_imagenet_are_the_competitions() -> None:
     assert reproduce.TESTED_ON[paper.recipe("ours", "imagenet", "pretrained", "cpu", 1).data] == "nips2017"
+
+
+def test_an_adaptive_attack_is_given_the_decoder_of_its_target(place: Place) -> None:
+    weak, strong = (against_decoder([], 0.1, raised="reconstruction", weight=weight, steps=5) for weight in (0.0, 1e5))
+    plain, adaptive = (rows(Measurement(OURS, OURS, attack, 20), place) for attack in (weak, strong))
+    assert not np.allclose(plain["l2"], adaptive["l2"], atol=0.02)
+    plain, adaptive = (rows(Measurement(OTHER, OTHER, attack, 20), place) for attack in (weak, strong))
+    assert np.allclose(plain["l2"], adaptive["l2"])  # it has no decoder
+
+
+def test_a_certificate_is_a_measurement_like_others(place: Place) -> None:
+    found = rows(Measurement(OURS, OURS, threats.smoothing(0.1, samples=50), 6), place)
+    assert set(found["knowledge"]) == {"certificate"}
+    assert len(found) == 6
+    assert json.loads(found["settings"].iloc[0])["samples"] == 50

@@ -27,12 +27,13 @@ def line(table: tables.Printed, row: str, line: str) -> list[tables.Cell]:
 @pytest.mark.parametrize("name", list(TABLES))
 def test_no_cell_is_empty_without_a_reason(name: str, place: Place) -> None:
     table = printed(name, "cpu", place)
-    assert len(table.rows) == 3 * len(TABLES[name].rows)
+    lines = LINES[1:] if name == "variations" else LINES  # nothing was published of it
+    assert [shown for _, shown, _ in table.rows] == list(lines) * len(TABLES[name].rows)
     for _, _, cells in table.rows:
         assert len(cells) == len(table.columns)
         for cell in cells:
             assert bool(cell.text) != (cell.reason in tables.REASONS)
-    for row in TABLES[name].rows:
+    for row in TABLES[name].rows if lines == LINES else ():
         for column, cell in zip(TABLES[name].columns, line(table, row.name, "reported"), strict=True):
             value = row.published.get(column.name)
             assert cell.text == ("" if value is None else f"{value:.2f}")

@@ -6,6 +6,7 @@ attacks raise, beside the classification loss, how far the bottleneck or the reb
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -58,6 +59,12 @@ def against_decoder(
         norm=norm,
     )
     return Attack(f"adaptive_{raised}", norm, epsilon, settings, run, is_random=True)
+
+
+def with_objectives(attack: Attack, objectives: Sequence[Defend]) -> Attack:
+    """`attack`, which `against_decoder` made, with these objectives to use."""
+    assert isinstance(attack.run, partial)
+    return replace(attack, run=partial(_attack, tuple(objectives), **attack.run.keywords))
 
 
 def _attack(

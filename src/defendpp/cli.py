@@ -377,7 +377,7 @@ def reproduce(
     from defendpp import paper, schedule, study
     from defendpp.study import Place
 
-    known = (*paper.TABLES, *paper.FIGURES)
+    known = (*study.TABLES, *paper.FIGURES)
     if unknown := [name for name in names if name not in (*known, "all")]:
         raise ValueError(f"{unknown[0]!r} is none of the study's tables and figures: {', '.join(known)}, all")
     wanted = study.NAMES if "all" in names else tuple(dict.fromkeys(names))
@@ -402,10 +402,10 @@ def reproduce(
 def _print_reproduced(name: str, scale: Literal["cpu", "paper"], place: "Place") -> None:
     from rich.console import Console
 
-    from defendpp import paper, study_report
+    from defendpp import study, study_report
 
     console = Console()
-    if name in paper.TABLES:
+    if name in study.TABLES:
         console.print(study_report.write_table(name, scale, place))
     else:
         console.print(study_report.write_figure(name, scale, place))

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from defendpp import records, tables
-from defendpp.paper import FIGURE6_EPSILONS, TABLES, Protocol, Scale
-from defendpp.study import Picture, Place, cell, figure6
+from defendpp.paper import FIGURE6_EPSILONS, Protocol, Scale
+from defendpp.study import TABLES, Picture, Place, cell, figure6
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def right(
     of_row = next(each for each in TABLES[table].rows if each.name == row)
     of_column = next(each for each in TABLES[table].columns if each.name == column)
     groups = cell(TABLES[table], of_row, of_column, scale)[protocol == "white-box"]
-    found = {group[0].target.seed: tables.right(group, place) for group in groups}
+    found = {group[0].target.seed: tables.right(group, place, of_column.radius) for group in groups}
     return {seed: values for seed, values in found.items() if values is not None}
 
 

@@ -40,7 +40,7 @@ class Column:
 
     name: str
     attack: str
-    """A key of `attacks`, or "Clean"."""
+    """A key of `robustness.attacks`, of which those of `attacks` are a part, or "Clean"."""
     network: str | None = None
     """The classifier, where the column and not the row determines it."""
     source: str | None = None
@@ -49,6 +49,16 @@ class Column:
     """The seed of the source, where it is another one than `SOURCE_SEED`."""
     protocols: tuple[Protocol, ...] = ("transfer", "white-box")
     """Those that it is measured under."""
+    also: tuple[str, ...] = ()
+    """Further attacks: an image counts as right where it is right under all."""
+    images: int | None = None
+    """Only so many of the test images, whatever `study.count` says."""
+    once: bool = False
+    """Dear: of the first training seed only."""
+    twin: bool = False
+    """White-box, an image must also be right as `attack` changes it on the undefended network."""
+    radius: float | None = None
+    """Certified accuracy at this L2 radius, in pixel units."""
 
 
 @dataclass(frozen=True)

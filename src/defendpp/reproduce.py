@@ -18,6 +18,7 @@ import torch
 
 from defendpp import data as datasets
 from defendpp import evaluation, figure_data, paper, records
+from defendpp.adaptive import with_objectives
 from defendpp.data import Data, Images
 from defendpp.evaluation import Network, Progress
 from defendpp.execution import Execution
@@ -115,8 +116,15 @@ def _measure(
     started = time.monotonic()
     if job.attack is None:
         frame = evaluation.clean_records(target, split, **settings)
+    elif job.attack.name == "smoothing":
+        pieces = place.work / "certificates"
+        frame = evaluation.certified_records(
+            target, split, pieces, progress=progress, **job.attack.settings, **settings
+        )
     else:
         attack, source = job.attack, target
+        if attack.name.startswith("adaptive"):
+            attack = with_objectives(attack, [run.objective] if run.objective else [])
         if job.through == "bare":
             assert isinstance(run.classifier, Purified)
             attack = _on_reformed(attack, run.classifier, run.id)

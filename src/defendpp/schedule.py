@@ -27,6 +27,8 @@ from defendpp.study import Job, Making, Measurement, Picture, Place, Training
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "imagenet": (3, 224, 224)}
 TEST_IMAGES = {"mnist": 10_000, "cifar10": 10_000, "imagenet": 300}
 TRAINING_IMAGES = {"mnist": 55_000, "cifar10": 45_000, "imagenet": 10_000, "imagenet-1000": 700}
+LONG = {"cascade": 400, "auto_attack": 4000, "square": 2500, "smoothing": 10_000}
+"""Gradient passes for an image that resists, where an attack's settings do not tell."""
 RATE = 2e10
 """FLOP a second of one core, until finished jobs tell."""
 
@@ -161,6 +163,8 @@ def steps(job: Making | Measurement) -> int:
     if job.attack is None:
         return 0
     settings = job.attack.settings
+    if job.attack.name in LONG:
+        return LONG[job.attack.name]
     return int(settings.get("iterations", 1) * settings.get("search_steps", 1) * settings.get("steps", 1))
 
 

@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from defendpp import paper, threats
+from defendpp import paper, robustness, threats
 from defendpp.paper import Column, Row, Scale, Table
 from defendpp.recipe import Recipe
 from defendpp.threats import Attack
 
 NAMES = ("table2", "table1", "table3", "table5", "table7", "variations", *paper.FIGURES, "table6", "table8", "table4")
-"""Tables and figures, those that matter most first."""
+"""The paper's tables and figures, those that matter most first."""
+
+TABLES = {**paper.TABLES, **robustness.TABLES}
+"""Those of the paper, and those beyond it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Subject:
     @cached_property
     def recipe(self) -> Recipe:
         """How it is trained."""
-        return paper.recipe(self.role, self.data, self.network, self.scale, self.seed)
+        return robustness.recipe(self.role, self.data, self.network, self.scale, self.seed)
 
     @property
     def source(self) -> "Subject":
@@ -256,18 +259,20 @@ def cell(
     white_box: list[list[Measurement]] = []
     if not row.role:
         return transfer, white_box
-    for seed in seeds(replace(row, network=network), table, scale):
+    of_row = seeds(replace(row, network=network), table, scale)
+    attacks = robustness.attacks(table.data)
+    for seed in of_row[:1] if column.once else of_row:
         role = "comdefend" if row.role == "comdefend-wb" else row.role
         target = Subject(role, table.data, network, seed, scale)
         source = replace(target.source, network=column.source or network)
         if column.source_seed is not None:
             source = replace(source, role="none", seed=column.source_seed)
         if column.attack == "Clean":
-            transfer.append([Measurement(target, target)])
+            (transfer if "transfer" in column.protocols else white_box).append([Measurement(target, target)])
             continue
-        attack = paper.attacks(table.data)[column.attack]
-        few, many = (count(target, column.attack, white_box=is_white) for is_white in (True, False))
-        ways = ("straight-through", "identity") if role == "comdefend" else ("",)
+        attack = attacks[column.attack]
+        few, many = (column.images or count(target, column.attack, white_box=is_white) for is_white in (True, False))
+        ways = ("straight-through", "identity") if role in ("comdefend", "0/1 images") else ("",)
         if row.role == "comdefend-wb":
             if "transfer" in column.protocols:
                 transfer.append([Measurement(target, target, attack, few, "bare")])
@@ -277,7 +282,9 @@ def cell(
         if source == target and transfer:
             white_box.append(transfer[-1])
         elif source in (target, target.source) and "white-box" in column.protocols:
-            white_box.append([Measurement(target, target, attack, few, way) for way in ways])
+            every = (attack, *(attacks[name] for name in column.also))
+            white_box.append([Measurement(target, target, each, few, way) for each in every for way in ways])
+            white_box[-1] += [Measurement(target, source, attack, few)] * column.twin
     return transfer, white_box
 
 
@@ -296,7 +303,7 @@ def measurements(name: str, scale: Scale) -> list[Measurement]:
     """What a table or a figure is drawn from."""
     if name == "figure6":
         return [each for series in figure6(scale).values() for each in series]
-    table = paper.TABLES.get(name)
+    table = TABLES.get(name)
     cells = [cell(table, row, column, scale) for row in table.rows for column in table.columns] if table else []
     return [each for made in cells for protocol in made for alternatives in protocol for each in alternatives]
 

@@ -13,9 +13,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from defendpp import records, study
-from defendpp.paper import TABLES, Column, Row, Scale
+from defendpp.paper import Column, Row, Scale, Table
 from defendpp.records import Accuracy, MeanAccuracy
-from defendpp.study import Measurement, Place, cell
+from defendpp.study import TABLES, Measurement, Place, cell
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -88,15 +88,16 @@ def outcomes(alternatives: Sequence[Measurement], place: Place) -> list[pd.DataF
     return found if len(found) == len(frames) else None
 
 
-def stayed_right(alternatives: Sequence[pd.DataFrame]) -> "pd.Series[bool]":
-    """Whether each image stayed right under all of these outcomes."""
-    return pd.concat([each["correct"] for each in alternatives], axis=1).all(axis=1)
+def stayed_right(alternatives: Sequence[pd.DataFrame], radius: float | None = None) -> "pd.Series[bool]":
+    """Whether each image stayed right under all of these outcomes; or is certified beyond an L2 radius."""
+    reached = [each["correct"] if radius is None else each["correct"] & (each["l2"] > radius) for each in alternatives]
+    return pd.concat(reached, axis=1, join="inner").all(axis=1)
 
 
-def right(alternatives: Sequence[Measurement], place: Place) -> "pd.Series[bool] | None":
-    """Whether each image stayed right under all of these; None where one of them was not measured yet."""
+def right(alternatives: Sequence[Measurement], place: Place, radius: float | None = None) -> "pd.Series[bool] | None":
+    """`stayed_right` under all of these; None where one of them was not measured yet."""
     found = outcomes(alternatives, place)
-    return None if found is None else stayed_right(found)
+    return None if found is None else stayed_right(found, radius)
 
 
 def estimate(measured: "Sequence[pd.Series[bool]]") -> Accuracy | MeanAccuracy:
@@ -119,8 +120,19 @@ def printed(name: str, scale: Scale, place: Place) -> Printed:
             lines["reported"].append(Cell("", "paper") if value is None else Cell(f"{value:.2f}"))
             for line, measurements in zip(LINES[1:], cell(table, row, column, scale), strict=True):
                 lines[line].append(_measured(measurements, row, column, line, place, numbers))
-        rows += [(row.name if line == LINES[0] else "", line, cells) for line, cells in lines.items()]
+        shown = _lines(table)
+        rows += [(row.name if line == shown[0] else "", line, lines[line]) for line in shown]
     return Printed(table.title, [column.name for column in table.columns], rows, _note(rows, numbers, scale))
+
+
+def _lines(table: Table) -> list[str]:
+    """Those of `LINES` that say anything: a table beyond the paper has nothing to report and one protocol."""
+    has = {
+        LINES[0]: any(row.published for row in table.rows),
+        LINES[1]: any("transfer" in column.protocols for column in table.columns),
+        LINES[2]: True,
+    }
+    return [line for line in LINES if has[line]]
 
 
 def _measured(
@@ -145,10 +157,10 @@ def _measured(
     groups = [group for group in (outcomes(each, place) for each in measurements) if group is not None]
     if not groups:
         return Cell("", "missing")
-    found = estimate([stayed_right(group) for group in groups])
+    found = estimate([stayed_right(group, column.radius) for group in groups])
     numbers.append((found.n, len(measurements)))
     text = f"{100 * found.value:.1f} ({100 * found.low:.1f}–{100 * found.high:.1f})"
-    if line == LINES[2] and first.attack is not None and first.attack.epsilon is None:
+    if line == LINES[2] and first.attack is not None and first.attack.epsilon is None and column.radius is None:
         text += f", median {_median([_nearest(group) for group in groups]):.2f}"
     if len(groups) < len(measurements):
         text += f", {len(groups)} of {len(measurements)} seeds"
@@ -171,10 +183,15 @@ def _note(rows: Sequence[tuple[str, str, Sequence[Cell]]], numbers: Sequence[tup
         note += f", on {max(n for n, _ in numbers):,} test images or as many as the cell says"
     if any(seeds > 1 for _, seeds in numbers):
         note += "; mean over three training seeds where a row has three"
-    note += (
-        ". “median”: of the L2 distance that a minimal-norm attack needed. The paper's protocol: images made once on "
-        "the network of the row “No defense”, shown to all others; before ComDefend that is gray-box."
-    )
+    note += "."
+    lines = {line for _, line, _ in rows}
+    if any("median" in each.text for _, _, cells in rows for each in cells):
+        note += " “median”: of the L2 distance that a minimal-norm attack needed."
+    if LINES[1] in lines:
+        note += (
+            " The paper's protocol: images made once on the network of the row “No defense”, shown to all others; "
+            "before ComDefend that is gray-box."
+        )
     reasons = dict.fromkeys(each.reason for _, _, cells in rows for each in cells if each.reason)
     if reasons:
         note += " No number: " + "; ".join(f"{_mark(reason)} {REASONS[reason]}" for reason in reasons) + "."

@@ -157,6 +157,16 @@ def _quiet(logger: str) -> Iterator[None]:
         logging.getLogger(logger).setLevel(level)
 
 
+def smoothing(sigma: float, *, samples: int = 10_000, alpha: float = 0.001) -> Attack:
+    """No attack but its opposite, `certify.certify` under the name that its records have; it cannot be run."""
+
+    def refuse(*_: object, **__: object) -> AttackResult:
+        raise ValueError("randomised smoothing attacks nothing: call evaluation.certified_records")
+
+    settings = {"sigma": sigma, "samples": samples, "alpha": alpha}
+    return Attack("smoothing", "l2", None, settings, refuse, is_random=False)
+
+
 def carlini_wagner(
     *, search_steps: int = 5, iterations: int = 20, learning_rate: float = 0.15, initial_constant: float = 1.0
 ) -> Attack:

@@ -1,0 +1,130 @@
+"""Beyond the paper, as data: networks that are to resist an attacker who knows everything, and what they are put to.
+
+Rows, budgets and recipes in the terms of `paper`. All defences but adversarial training see clean images only, and all
+networks of a table have the same architecture. Recipes were chosen on validation images (`docs/robustness.md`).
+"""
+
+from dataclasses import replace
+
+from defendpp import paper, threats
+from defendpp.adaptive import against_decoder
+from defendpp.paper import Column, Protocol, Row, Scale, Table
+from defendpp.recipe import Recipe
+from defendpp.threats import Attack
+
+WHITE_BOX: tuple[Protocol, ...] = ("white-box",)
+NOISE = {"mnist": 0.5, "cifar10": 0.25}
+"""Standard deviation of the noise, in pixel units."""
+CONSISTENCY = {"mnist": 5.0, "cifar10": 10.0}
+LINF = {"mnist": (0.1, 0.2, 0.3), "cifar10": (2 / 255, 4 / 255, 8 / 255)}
+L2 = {"mnist": (1.0, 1.5, 2.0), "cifar10": (0.25, 0.5)}
+MAIN = {"mnist": 0.2, "cifar10": 2 / 255}
+"""The L∞ budget that the figures of record are for."""
+RADII = {"mnist": (0.5, 1.0, 1.5, 2.0), "cifar10": (0.25, 0.5, 1.0)}
+RECORDED_ON = {"mnist": 10_000, "cifar10": 2000}
+CERTIFIED_ON = 500
+
+
+def named(epsilon: float) -> str:
+    """A budget as people write it: 0.2, or 4/255."""
+    return f"{round(255 * epsilon)}/255" if epsilon < 0.05 else f"{epsilon:g}"
+
+
+def _robust(data: str) -> Table:
+    """Every row under the cascade at every budget."""
+    names = [f"L∞ {named(each)}" for each in LINF[data]] + [f"L2 {each:g}" for each in L2[data]]
+    columns = (
+        Column("Clean", "Clean", protocols=WHITE_BOX),
+        *(Column(name, name, protocols=WHITE_BOX, images=1000) for name in names),
+    )
+    rows = (
+        Row("no defence", "none", {}),
+        *((Row("0/1 images", "0/1 images", {}),) if data == "mnist" else ()),
+        Row("Defend++", "ours", {}),
+        Row("noise", "loud", {}),
+        Row("noise + decoder, full scale only", "loud, full scale", {}),
+        Row("noise + decoder without H modules", "loud, hourglass", {}),
+        Row("noise + decoder", "loud, decoder", {}),
+        Row("noise + consistency", "steady", {}),
+        Row("noise + consistency + decoder", "steady, decoder", {}),
+        Row("Adv. FGSM", "adv-fgsm", {}),
+        Row("Adv. DDN", "adv-ddn", {}),
+        *((Row("Adv. PGD", "adv-pgd", {}),) if data == "mnist" else ()),
+    )
+    shown = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[data]
+    return Table(f"{shown}: the attacker knows everything; the cascade at every budget", data, rows, columns)
+
+
+def _record(data: str) -> Table:
+    """The main rows under every attack there is, and certified."""
+    main = f"L∞ {named(MAIN[data])}"
+    everything = ("bottleneck", "decoder", "Square", "AutoAttack")
+    columns = (
+        Column("Clean", "Clean", protocols=WHITE_BOX),
+        Column(f"Cascade, {main}", main, protocols=WHITE_BOX, images=RECORDED_ON[data]),
+        *(Column(f"{name}, {main}", f"{name}, {main}", protocols=WHITE_BOX, images=1000, once=True)
+          for name in everything),
+        Column(f"worst of all, {main}", main, also=tuple(f"{name}, {main}" for name in everything),
+               protocols=WHITE_BOX,
+               images=1000, once=True, twin=True),
+        *(Column(f"certified L2 {radius:g}", "Certified", protocols=WHITE_BOX, images=CERTIFIED_ON, once=True,
+                 radius=radius) for radius in RADII[data]),
+    )  # fmt: skip
+    rows = (Row("noise", "loud", {}), Row("noise + decoder", "loud, decoder", {}),
+            Row("noise + consistency", "steady", {}))  # fmt: skip
+    shown = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[data]
+    return Table(f"{shown}: figures of record", data, rows, columns)
+
+
+TABLES: dict[str, Table] = {
+    **{f"robust-{data}": _robust(data) for data in LINF},
+    **{f"record-{data}": _record(data) for data in LINF},
+}
+
+
+def attacks(data: str) -> dict[str, Attack]:
+    """`paper.attacks`, and those of this module's tables by the names of their columns."""
+    known = paper.attacks(data)
+    if data not in LINF:
+        return known
+    epsilon = MAIN[data]
+    main = f"L∞ {named(epsilon)}"
+    known |= {f"L∞ {named(each)}": threats.cascade(each) for each in LINF[data]}
+    known |= {f"L2 {each:g}": threats.cascade(each, norm="l2") for each in L2[data]}
+    return {
+        **known,
+        f"bottleneck, {main}": against_decoder([], epsilon, raised="bottleneck"),
+        f"decoder, {main}": against_decoder([], epsilon, raised="reconstruction"),
+        f"Square, {main}": threats.square(epsilon),
+        f"AutoAttack, {main}": threats.auto_attack(epsilon),
+        "Certified": threats.smoothing(NOISE[data], samples=20_000),
+    }
+
+
+def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recipe:
+    """How the network of a role is trained: `paper.recipe`'s roles, and those of this module's tables.
+
+    Raises `ValueError` for a role that there is not.
+    """
+    if role not in ROLES:
+        return paper.recipe(role, data, network, scale, seed)
+    plain = paper.recipe("none", data, network, scale, seed)
+    if role == "0/1 images":
+        return replace(plain, defence="binarise")
+    # the gradients of noisy images are large at first
+    loud = replace(plain, noise=NOISE[data], clip_norm=1.0)
+    decoder = replace(
+        loud, defence="defend", shared_blocks=paper.recipe("ours", data, network, scale, seed).shared_blocks
+    )
+    weight = CONSISTENCY[data]
+    return {
+        "loud": loud,
+        "loud, decoder": decoder,
+        "loud, full scale": replace(decoder, scale_weight=0.0),
+        "loud, hourglass": replace(decoder, decoder="hourglass"),
+        "steady": replace(loud, consistency=weight),
+        "steady, decoder": replace(decoder, consistency=weight),
+    }[role]
+
+
+ROLES = ("0/1 images", "loud", "loud, decoder", "loud, full scale", "loud, hourglass", "steady", "steady, decoder")

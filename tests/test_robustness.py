@@ -1,0 +1,112 @@
+"""Tables beyond the paper: every row builds, every cell can be measured, and the worst of several attacks counts."""
+
+from pathlib import Path
+
+import pytest
+from study_records import store
+
+from defendpp import paper, tables
+from defendpp.robustness import ROLES, TABLES, attacks, named, recipe
+from defendpp.study import Making, Measurement, Place, Subject, Training, cell, plan
+
+RECORD = TABLES["record-mnist"]
+STEADY = Subject("steady", "mnist", "resnet18", 1, "cpu")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "results", tmp_path / "work")
+
+
+def of(table: str, row: str, column: str) -> list[list[Measurement]]:
+    """The white-box measurements of a cell, by seed."""
+    chosen = TABLES[table]
+    named_row = next(each for each in chosen.rows if each.name == row)
+    named_column = next(each for each in chosen.columns if each.name == column)
+    transfer, white_box = cell(chosen, named_row, named_column, "cpu")
+    assert transfer == []
+    return white_box
+
+
+def test_budgets_are_named_as_people_write_them() -> None:
+    assert [named(each) for each in (0.2, 0.1, 2 / 255, 8 / 255)] == ["0.2", "0.1", "2/255", "8/255"]
+
+
+@pytest.mark.parametrize("data", ["mnist", "cifar10"])
+@pytest.mark.parametrize("scale", ["cpu", "paper"])
+def test_every_role_is_a_recipe_of_its_own(data: str, scale: paper.Scale) -> None:
+    made = {role: recipe(role, data, "resnet18", scale, 1) for role in ROLES}
+    for each in made.values():
+        each.check()
+    assert len({each.hash for each in made.values()}) == len(ROLES)
+    assert recipe("ours", data, "resnet18", scale, 1) == paper.recipe("ours", data, "resnet18", scale, 1)
+    steady, decoder = made["steady"], made["steady, decoder"]
+    assert steady.consistency == decoder.consistency > 0
+    assert made["loud"].noise == steady.noise == decoder.noise > 0
+
+
+@pytest.mark.parametrize("name", list(TABLES))
+def test_no_cell_is_without_a_measurement_or_its_needs(name: str) -> None:
+    jobs = plan([name], "cpu")
+    done = set()
+    for job in jobs:
+        assert all(needed.key in done for needed in job.needs)
+        done.add(job.key)
+    table = TABLES[name]
+    for row in table.rows:
+        for column in table.columns:
+            seeds = of(name, row.name, column.name)
+            assert len(seeds) == (3 if table.data == "mnist" and not column.once else 1)
+            assert all(each.key in done for group in seeds for each in group)
+
+
+def test_all_rows_of_a_table_have_one_architecture() -> None:
+    for name, table in TABLES.items():
+        trained = [job.subject.recipe for job in plan([name], "cpu") if isinstance(job, Training)]
+        assert len({(each.network, each.width, each.stem) for each in trained}) == 1, table.title
+
+
+def test_the_worst_of_all_is_over_every_attack_and_the_undefended_twins_images() -> None:
+    (worst,) = of("record-mnist", "noise + consistency", "worst of all, L∞ 0.2")
+    white, transferred = worst[:-1], worst[-1]
+    assert [each.attack.name for each in white if each.attack] == [
+        "cascade", "adaptive_bottleneck", "adaptive_reconstruction", "square", "auto_attack",
+    ]  # fmt: skip
+    assert all(each.is_white_box and each.images == 1000 for each in white)
+    assert (transferred.source.role, transferred.is_white_box) == ("source", False)
+    assert any(isinstance(each, Making) for each in transferred.needs)
+
+
+def test_thresholds_are_attacked_through_both_gradients() -> None:
+    for group in of("robust-mnist", "0/1 images", "L∞ 0.2"):
+        assert [each.through for each in group] == ["straight-through", "identity"]
+
+
+def test_an_image_counts_where_it_is_right_under_all(place: Place) -> None:
+    (worst,) = of("record-mnist", "noise + consistency", "worst of all, L∞ 0.2")
+    for i, each in enumerate(worst):
+        store(each, [i != k for k in range(10)], place)
+    table = tables.printed("record-mnist", "cpu", place)
+    at = list(table.columns).index("worst of all, L∞ 0.2")
+    shown = {name: cells[at] for name, _, cells in table.rows}
+    assert shown["noise + consistency"].text.startswith("40.0 (")
+    assert shown["noise"].reason == "missing"
+    assert {line for _, line, _ in table.rows} == {"white-box"}
+
+
+def test_certified_accuracy_is_at_a_radius(place: Place) -> None:
+    for radius, expected in ((0.5, "80.0"), (1.0, "80.0"), (1.5, "–"), (2.0, "–")):
+        (group,) = of("record-mnist", "noise + consistency", f"certified L2 {radius:g}")
+        store(group[0], [True] * 8 + [False] * 2, place, l2=1.2)
+        table = tables.printed("record-mnist", "cpu", place)
+        at = list(table.columns).index(f"certified L2 {radius:g}")
+        text = next(cells[at].text for name, _, cells in table.rows if name == "noise + consistency")
+        assert text.startswith("80.0 (" if expected == "80.0" else "0.0 (")
+        assert "median" not in text
+
+
+def test_attacks_of_the_paper_stay_as_they_are() -> None:
+    assert set(paper.attacks("mnist")) < set(attacks("mnist"))
+    assert set(attacks("imagenet")) == set(paper.attacks("imagenet"))
+    with pytest.raises(ValueError, match="attacks nothing"):
+        attacks("mnist")["Certified"].run(None, None, None)
