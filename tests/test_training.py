@@ -16,7 +16,18 @@ from defendpp.decoder import AutoEncoder, HourglassDecoder, PyramidDecoder
 from defendpp.encoder import PrivateBlocks, find_blocks, tap
 from defendpp.frequency import low_pass
 from defendpp.objective import Defend, Terms, cross_entropy, reconstruction_terms
-from defendpp.training import DivergedError, Fitted, Phase, _derive, alternating, fit, joint, one_cycle, step_decay
+from defendpp.training import (
+    DivergedError,
+    Fitted,
+    Phase,
+    _derive,
+    alternating,
+    delayed,
+    fit,
+    joint,
+    one_cycle,
+    step_decay,
+)
 
 SHAPE = (1, 28, 28)
 
@@ -292,6 +303,30 @@ def test_phases() -> None:
     ]
 
 
+def test_a_delayed_term_joins_the_others_later() -> None:
+    first, rest = delayed(5, term="consistency", by=2)
+    assert (first.epochs, rest) == (2, Phase(3))
+    names = ("classification", "consistency", "reconstruction_0")
+    assert [first.has(name) for name in names] == [True, False, True]
+    assert all(rest.has(name) for name in names)
+    assert delayed(5, term="consistency", by=0) == [Phase(5)]
+
+
+def test_the_last_epoch_is_kept_where_it_is_asked_for(data: Data, tmp_path: Path) -> None:
+    def learn_and_unlearn(classifier: nn.Module, images: Tensor, labels: Tensor) -> Terms:
+        each = {name: (labels + shift) % 4 for name, shift in (("learn", 0), ("unlearn", 1))}
+        return {name: cross_entropy(classifier, images, taught)["classification"] for name, taught in each.items()}
+
+    found = {}
+    for keep in ("best", "last"):
+        settings = {"phases": [Phase(6, "learn"), Phase(2, "unlearn")], "learning_rate": lambda _: 0.05, "keep": keep}
+        classifier = small_network()
+        found[keep] = train(classifier, learn_and_unlearn, data, tmp_path / keep, **settings)
+    assert found["best"].validation_accuracy > 0.5 > found["last"].validation_accuracy
+    assert found["best"].epoch <= 6
+    assert found["last"].epoch == 8
+
+
 def test_step_decay_is_the_paper_s_schedule() -> None:
     rate = step_decay(0.01, every=100)
     assert [rate(epoch) for epoch in (0, 99.9, 100, 200, 249)] == pytest.approx([0.01, 0.01, 1e-3, 1e-4, 1e-4])
@@ -311,7 +346,7 @@ def test_one_cycle_rises_and_falls() -> None:
             {"devices": 3},
             "a batch of 20 cannot be shared out equally, at least 2 images each, among 3 devices on each of 1",
         ),
-        ({"phases": [Phase(1, "nonsense")]}, "no term of the objective .classification. starts with 'nonsense'"),
+        ({"phases": [Phase(1, "nonsense")]}, "no term of the objective .classification. is one of .*'nonsense'"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(

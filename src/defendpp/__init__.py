@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from defendpp.objective import Defend, cross_entropy, defend
     from defendpp.recipe import Recipe
     from defendpp.runs import Run, load_run, train
-    from defendpp.training import alternating, fit, joint, one_cycle, step_decay
+    from defendpp.training import alternating, delayed, fit, joint, one_cycle, step_decay
 
 _HOME = {
     "data": ("Data", "Images", "from_tensors", "load"),
     "networks": ("build",),
     "encoder": ("Block", "find_blocks"),
     "objective": ("Defend", "cross_entropy", "defend"),
-    "training": ("alternating", "fit", "joint", "one_cycle", "step_decay"),
+    "training": ("alternating", "delayed", "fit", "joint", "one_cycle", "step_decay"),
     "recipe": ("Recipe",),
     "runs": ("Run", "load_run", "train"),
     "attacks": (
@@ -60,7 +60,7 @@ __all__ = [  # noqa: RUF022 - in the order of the data's way
     "build",
     "Block", "find_blocks",
     "Defend", "cross_entropy", "defend",
-    "alternating", "fit", "joint", "one_cycle", "step_decay",
+    "alternating", "delayed", "fit", "joint", "one_cycle", "step_decay",
     "Recipe",
     "Run", "load_run", "train",
     "AttackResult", "auto_pgd", "bim", "carlini_wagner", "cascade", "ddn", "fgsm", "minimal_pgd", "pgd", "prepare",

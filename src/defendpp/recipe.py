@@ -40,6 +40,8 @@ class Recipe:
     """Share of the noise's variance that is of low frequency."""
     consistency: float = 0.0
     """Weight of the agreement of two noisy copies of each image (Jeong and Shin 2020)."""
+    consistency_from: int = 0
+    """Epochs before that counts: of a network that knows nothing yet, a large weight makes one that says nothing."""
     bottleneck: float = 0.0
     """Defend++: weight of how far the deepest shared feature map moves between two noisy copies."""
     gradient_penalty: float = 0.0
@@ -103,6 +105,9 @@ class Recipe:
     """Of either optimizer."""
     clip_norm: float | None = None
     """Clip the gradient to this norm."""
+    keep: Literal["best", "last"] = "best"
+    """The weights of the epoch with the best accuracy on clean validation images, or the last: clean accuracy is often
+    highest before a network is robust."""
     augment: Literal["none", "crop", "crop-flip"] = "none"
     """Random crops after padding by 4 pixels; with random mirroring, as is usual for CIFAR-10."""
     seed: int = 0
@@ -127,6 +132,12 @@ class Recipe:
             raise ValueError(f"coarse_noise must be in [0, 1], not {self.coarse_noise}")
         if (self.consistency or self.bottleneck) and not self.noise:
             raise ValueError("consistency and bottleneck compare noisy copies: noise must be above 0")
+        if not 0 <= self.consistency_from < max(1, self.epochs):
+            raise ValueError(
+                f"consistency_from must be at least 0 and below the {self.epochs} epochs, not {self.consistency_from}"
+            )
+        if self.consistency_from and (not self.consistency or self.learning == "alternating"):
+            raise ValueError("consistency_from needs a consistency above 0, and joint learning")
         if self.bottleneck and self.defence != "defend":
             raise ValueError(f'bottleneck needs the shared blocks of defence "defend", not "{self.defence}"')
         for name in ("noise", "full_scale_weight", "scale_weight", "momentum", "weight_decay"):

@@ -39,6 +39,7 @@ from defendpp.training import (
     LearningRate,
     Phase,
     alternating,
+    delayed,
     fit,
     is_main_process,
     joint,
@@ -204,6 +205,7 @@ def train(
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             clip_norm=recipe.clip_norm,
+            keep=recipe.keep,
             augment=_augment(recipe),
             seed=recipe.seed,
             execution=execution,
@@ -348,6 +350,8 @@ def _accuracy(classifier: nn.Module, images: Images) -> float:
 
 def _phases(recipe: Recipe) -> list[Phase]:
     if recipe.learning == "joint":
+        if recipe.consistency_from:
+            return delayed(recipe.epochs, term="consistency", by=recipe.consistency_from)
         return joint(recipe.epochs)
     return alternating(
         recipe.cycles,

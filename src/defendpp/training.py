@@ -45,11 +45,22 @@ class Phase:
     epochs: int
     terms: str = ""
     """Only terms whose name starts with this are trained on; "" is all of them."""
+    without: str = ""
+    """Less those whose name starts with this; "" is none."""
+
+    def has(self, term: str) -> bool:
+        """Whether a term of this name is trained on."""
+        return term.startswith(self.terms) and not (self.without and term.startswith(self.without))
 
 
 def joint(epochs: int) -> list[Phase]:
     """Joint learning (section 3.4): all terms in every epoch."""
     return [Phase(epochs)]
+
+
+def delayed(epochs: int, *, term: str, by: int) -> list[Phase]:
+    """All terms in every epoch but one, which joins them after `by` epochs."""
+    return [phase for phase in (Phase(by, without=term), Phase(epochs - by)) if phase.epochs > 0]
 
 
 def alternating(cycles: int, *, auto_encoder_epochs: int, classifier_epochs: int, joint_epochs: int) -> list[Phase]:
@@ -110,6 +121,7 @@ def fit(
     momentum: float = 0.9,
     weight_decay: float = 5e-4,
     clip_norm: float | None = None,
+    keep: Literal["best", "last"] = "best",
     augment: Augment | None = None,
     seed: int = 0,
     execution: Execution | Literal["auto"] = "auto",
@@ -118,12 +130,12 @@ def fit(
     nodes: int = 1,
     progress: bool = True,
 ) -> Fitted:
-    """Train `classifier` (and the objective's own modules) and leave both with the weights of the best epoch.
+    """Train `classifier` (and the objective's own modules) and leave both with the weights of one epoch.
 
-    Best is the highest accuracy on the clean validation images, among equals the lowest cross-entropy. `folder`
-    receives `checkpoints/last.ckpt` after each epoch, from which a second call with the same settings resumes (or,
-    after the last epoch, reads the result), and logs for TensorBoard and as CSV, one version a start. Both modules end
-    in eval mode; the global random state is left as found.
+    keep: the epoch, the "last" or the "best", which has the highest accuracy on the clean validation images, among
+    equals the lowest cross-entropy. `folder` receives `checkpoints/last.ckpt` after each epoch, from which a second
+    call with the same settings resumes (or, after the last epoch, reads the result), and logs for TensorBoard and as
+    CSV, one version a start. Both modules end in eval mode; the global random state is left as found.
 
     optimizer: SGD with `momentum`, or Adam with its usual betas. execution: how steps are computed; "auto" measures
     which way is the fastest here, says so, and keeps to it when it resumes. devices, nodes: with more than one, each
@@ -165,18 +177,20 @@ def fit(
         optimizer=optimizer,
         momentum=momentum,
         weight_decay=weight_decay,
+        keep=keep,
         augment=augment,
         seed=seed,
         execution=execution,
     )
     loop.settings = {
-        "phases": [[phase.epochs, phase.terms] for phase in phases],
+        "phases": [[phase.epochs, phase.terms, *([phase.without] * bool(phase.without))] for phase in phases],
         "learning rates": [learning_rate(epochs * i / 16) for i in range(16)],
         "batch size": batch_size,
         "optimizer": optimizer,
         "momentum": momentum,
         "weight decay": weight_decay,
         "gradient norm": clip_norm,
+        **({} if keep == "best" else {"keep": keep}),
         "augmentation": _describe(augment),
         "seed": seed,
         "objective": _describe(objective),
@@ -188,7 +202,7 @@ def fit(
     ]
     if progress and is_main_process():
         callbacks.append(_Bar(epochs))
-    partial_phases = any(phase.terms for phase in phases)  # in which some weights get no gradient
+    partial_phases = any(phase.terms or phase.without for phase in phases)  # in which some weights get no gradient
     version = len([*folder.glob("logs/version_*")])
     interrupt_handler = signal.getsignal(signal.SIGINT)
     every_device = range(torch.cuda.device_count())
@@ -257,6 +271,7 @@ class _Loop(lightning.LightningModule):
         optimizer: Literal["sgd", "adam"],
         momentum: float,
         weight_decay: float,
+        keep: Literal["best", "last"],
         augment: Augment | None,
         seed: int,
         execution: Execution | Literal["auto"],
@@ -266,13 +281,14 @@ class _Loop(lightning.LightningModule):
         self.objective = objective  # registered as a submodule where it is one
         self.train_images = train
         self.validation_images = validation
-        self.terms = [phase.terms for phase in phases for _ in range(phase.epochs)]
+        self.phases = [phase for phase in phases for _ in range(phase.epochs)]
         self.learning_rate = learning_rate
         self.batch_size = batch_size
         self.steps = len(train) // batch_size  # a last small batch would unsettle batch normalisation
         self.optimizer = optimizer
         self.momentum = momentum
         self.weight_decay = weight_decay
+        self.keep = keep
         self.augment = augment
         self.seed = seed
         self.execution = execution
@@ -289,7 +305,7 @@ class _Loop(lightning.LightningModule):
         if self.execution == "auto":
             images, labels = self.train_images.batch(range(self.batch_size // self.trainer.world_size))
             batch = images.to(self.device), labels.to(self.device)
-            steps = self.steps * len(self.terms)
+            steps = self.steps * len(self.phases)
             found = fastest(self.train(), self.objective, self.classifier, batch, steps=steps)
             self.execution, self.measured = self.trainer.strategy.broadcast(found)
         self.settings["execution"] = self.execution
@@ -324,17 +340,16 @@ class _Loop(lightning.LightningModule):
         self.train()
         self.started = time.monotonic()
         torch.manual_seed(_derive(self.seed, self.current_epoch) + self.trainer.global_rank)
-        if self.current_epoch > 0 and self.terms[self.current_epoch] != self.terms[self.current_epoch - 1]:
+        if self.current_epoch > 0 and self.phases[self.current_epoch] != self.phases[self.current_epoch - 1]:
             self.trainer.optimizers[0].state.clear()  # a phase starts with fresh momentum
 
     def training_step(self, batch: Any, _index: int) -> Tensor:
         images, labels = batch
         every = self.computed(self.classifier, images, labels)
-        chosen = {name: term for name, term in every.items() if name.startswith(self.terms[self.current_epoch])}
+        phase = self.phases[self.current_epoch]
+        chosen = {name: term for name, term in every.items() if phase.has(name)}
         if not chosen:
-            raise ValueError(
-                f"no term of the objective ({', '.join(every)}) starts with {self.terms[self.current_epoch]!r}"
-            )
+            raise ValueError(f"no term of the objective ({', '.join(every)}) is one of {phase}")
         loss = torch.stack([*chosen.values()]).sum()
         if not torch.isfinite(loss):
             self._diverged(every)
@@ -375,7 +390,7 @@ class _Loop(lightning.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         score = [self.correct, -self.loss if math.isfinite(self.loss) else -math.inf]
-        if not self.best or score > self.best["score"]:
+        if not self.best or score > self.best["score"] or self.keep == "last":
             weights = {name: tensor.detach().clone() for name, tensor in self.state_dict().items()}
             self.best = {"score": score, "epoch": self.current_epoch + 1, "weights": weights}
         self.seconds += time.monotonic() - self.started
@@ -400,7 +415,7 @@ class _Loop(lightning.LightningModule):
         self.eval()
         n = len(self.validation_images)
         accuracy = self.best["score"][0] / n
-        return Fitted(accuracy, n, self.best["epoch"], len(self.terms), self.seconds, self.execution)
+        return Fitted(accuracy, n, self.best["epoch"], len(self.phases), self.seconds, self.execution)
 
 
 class _Epoch:
