@@ -15,7 +15,9 @@ from defendpp.threats import Attack
 WHITE_BOX: tuple[Protocol, ...] = ("white-box",)
 NOISE = {"mnist": 0.5, "cifar10": 0.25}
 """Standard deviation of the noise, in pixel units."""
-CONSISTENCY = {"mnist": 5.0, "cifar10": 10.0}
+CONSISTENCY = {"mnist": 20.0, "cifar10": 10.0}
+"""Its weight, after `WARM_UP` epochs: from the start so large a weight ends in a network that says nothing."""
+WARM_UP = 4
 LINF = {"mnist": (0.1, 0.2, 0.3), "cifar10": (2 / 255, 4 / 255, 8 / 255)}
 L2 = {"mnist": (1.0, 1.5, 2.0), "cifar10": (0.25, 0.5)}
 MAIN = {"mnist": 0.2, "cifar10": 2 / 255}
@@ -112,7 +114,7 @@ def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recip
     if role == "0/1 images":
         return replace(plain, defence="binarise")
     # the gradients of noisy images are large at first
-    loud = replace(plain, noise=NOISE[data], clip_norm=1.0)
+    loud = replace(plain, noise=NOISE[data], clip_norm=1.0, keep="last")
     decoder = replace(
         loud, defence="defend", shared_blocks=paper.recipe("ours", data, network, scale, seed).shared_blocks
     )
@@ -122,8 +124,8 @@ def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recip
         "loud, decoder": decoder,
         "loud, full scale": replace(decoder, scale_weight=0.0),
         "loud, hourglass": replace(decoder, decoder="hourglass"),
-        "steady": replace(loud, consistency=weight),
-        "steady, decoder": replace(decoder, consistency=weight),
+        "steady": replace(loud, consistency=weight, consistency_from=WARM_UP),
+        "steady, decoder": replace(decoder, consistency=weight, consistency_from=WARM_UP),
     }[role]
 
 
