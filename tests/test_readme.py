@@ -28,3 +28,5 @@ def test_the_numbers_are_generated_from_the_records() -> None:
     assert measured == (ROOT / "docs" / "performance.md").read_text(), "run python docs/performance.py"
     study = runpy.run_path(str(ROOT / "docs" / "study.py"))["page"]()
     assert study == (ROOT / "docs" / "study.md").read_text(), "run python docs/study.py"
+    robust = runpy.run_path(str(ROOT / "docs" / "robustness.py"))["page"]()
+    assert robust == (ROOT / "docs" / "robustness.md").read_text(), "run python docs/robustness.py"
