@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from defendpp.evaluation import Network, adversarial_set, evaluate, network
     from defendpp.networks import build
     from defendpp.objective import Defend, cross_entropy, defend
+    from defendpp.published import card
     from defendpp.recipe import Recipe
     from defendpp.runs import Run, load_run, train
     from defendpp.training import alternating, delayed, fit, joint, one_cycle, step_decay
@@ -37,6 +38,7 @@ _HOME = {
     "objective": ("Defend", "cross_entropy", "defend"),
     "training": ("alternating", "delayed", "fit", "joint", "one_cycle", "step_decay"),
     "recipe": ("Recipe",),
+    "published": ("card",),
     "runs": ("Run", "load_run", "train"),
     "attacks": (
         "AttackResult",
@@ -62,6 +64,7 @@ __all__ = [  # noqa: RUF022 - in the order of the data's way
     "Defend", "cross_entropy", "defend",
     "alternating", "delayed", "fit", "joint", "one_cycle", "step_decay",
     "Recipe",
+    "card",
     "Run", "load_run", "train",
     "AttackResult", "auto_pgd", "bim", "carlini_wagner", "cascade", "ddn", "fgsm", "minimal_pgd", "pgd", "prepare",
     "square",

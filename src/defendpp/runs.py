@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from defendpp import networks, threats
+from defendpp import networks, published, threats
 from defendpp.data import Data, Images, crop_and_flip, digest
 from defendpp.data.images import Augment, InMemory
 from defendpp.execution import Execution
@@ -230,8 +230,12 @@ def train(
     return Run(shown, recipe, classifier, hardened, data.classes, image_shape, fitted, id_, test_digest)
 
 
-def load_run(folder: Path) -> Run:
-    """Read a finished run. Raises `FileNotFoundError` or `ValueError` where the folder holds none, or a damaged one."""
+def load_run(folder: Path | str) -> Run:
+    """Read a finished run, by its folder or by the name of a published one (`published`).
+
+    Raises `FileNotFoundError` or `ValueError` where the folder holds none, or a damaged one.
+    """
+    folder = published.place(folder)
     heading = _read_json(folder / "run.json")
     if "result" not in heading:
         raise FileNotFoundError(f"the training in {folder} is not finished: run its `defendpp train` command again")
@@ -375,7 +379,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
-        raise FileNotFoundError(f"there is no run in {path.parent}: no {path.name} in it") from None
+        names = ", ".join(published.names())
+        raise FileNotFoundError(
+            f"there is no run in {path.parent}: no {path.name} in it{names and ', and published networks are ' + names}"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise ValueError(f"{path} is damaged: {problem}") from problem
     return content

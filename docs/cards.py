@@ -1,0 +1,102 @@
+"""Publish trained networks with the package: copy their weights, and write their model cards from the records.
+
+python docs/cards.py            # the cards alone
+python docs/cards.py --weights study/networks
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+from defendpp import published, robustness, schedule, study, tables
+from defendpp.study import Place, Subject, Training
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACE = Place(ROOT / "results" / "study", ROOT / "study")
+NETWORKS = {
+    "mnist-robust": Subject("steady", "mnist", "resnet18", 1, "cpu"),
+    "cifar10-robust": Subject("steady", "cifar10", "resnet18", 1, "cpu"),
+}
+ROW = "noise + consistency"
+ABOUT = {
+    "mnist": "handwritten digits, 28x28 gray pixels in [0, 1], white on black; the training images of MNIST",
+    "cifar10": "colour photographs of ten classes, 32x32 pixels in [0, 1]; the training images of CIFAR-10, from a "
+    "copy whose images had been re-encoded as JPEG",
+}
+
+
+def card(name: str, place: Place = PLACE) -> str:
+    """README.md of a published network."""
+    subject = NETWORKS[name]
+    recipe, data = subject.recipe, subject.data
+    result = json.loads(Training(subject).file(place).read_text())
+    changed = {field: value for field, value in vars(recipe).items() if value != getattr(type(recipe), field)}
+    options = " ".join(f"--{field.replace('_', '-')} {value}" for field, value in changed.items() if field != "seed")
+    lines = [
+        f"# {name}",
+        "<!-- Written by docs/cards.py from results; do not edit. -->",
+        f"A ResNet-18 of width {recipe.width} that resists an attacker who knows its weights, trained on clean images "
+        "only, without a decoder and without adversarial images.",
+        "```python\nimport defendpp as dp\n\n"
+        f'classifier = dp.load_run("{name}").classifier.eval()  # images in [0, 1] to logits\n```',
+        f"- **Data**: {ABOUT[data]}; {result['training_images']:,} images to train on.\n"
+        f"- **Classes**: {', '.join(result['classes'])}.\n"
+        f"- **Recipe**: Gaussian noise of standard deviation {recipe.noise:g} on every image, and agreement of two "
+        f"noisy copies (weight {recipe.consistency:g}, Jeong and Shin 2020) from epoch {recipe.consistency_from + 1} "
+        f"of {recipe.epochs}; training seed {recipe.seed}. `defendpp train {options} --output RUN` trains such a one; "
+        f"it took {schedule.spoken(schedule.seconds(Training(subject), place) or 0)} of one to two processor cores.\n"
+        f"- **Weights**: {result['id']}, classifier.safetensors.",
+        "## Figures",
+        *_figures(subject, place),
+        "## Limits",
+        f"Robust means: against changes of the pixels within these budgets, on images like those of {data}. It says "
+        "nothing of other changes (rotations, other scanners, other cameras), nor of larger budgets, and robust "
+        "accuracy under attacks is an upper bound: a better attack may find more. Certified accuracy is of this "
+        "network smoothed by noise (`defendpp certify`), not of its single answer. One training seed.",
+    ]
+    return "\n\n".join(lines) + "\n"
+
+
+def _figures(subject: Subject, place: Place) -> list[str]:
+    """What was measured of this one network."""
+    lines = ["| | accuracy in % | n |", "|---|---:|---:|"]
+    for name in (f"record-{subject.data}", f"robust-{subject.data}"):
+        table = robustness.TABLES[name]
+        row = next(each for each in table.rows if each.name == ROW)
+        for column in table.columns:
+            _, groups = study.cell(table, row, column, subject.scale)
+            mine = next((group for group in groups if group[0].target == subject), None)
+            right = tables.right(mine, place, column.radius) if mine else None
+            title = column.name if name.startswith("record") else f"Cascade, {column.name}"
+            is_new = not any(line.startswith(f"| {title} |") for line in lines) and (column.name, name) != (
+                "Clean", f"robust-{subject.data}",
+            )  # fmt: skip
+            if right is not None and is_new:
+                found = tables.estimate([right])
+                interval = f"{100 * found.low:.1f}–{100 * found.high:.1f}"
+                lines.append(f"| {title} | {100 * found.value:.1f} ({interval}) | {found.n:,} |")
+    return [
+        "Test images; 95 % intervals (Wilson); white-box; budgets and radii in pixel units; what "
+        "the attacks are stands in docs/robustness.md.",
+        "\n".join(lines),
+    ]
+
+
+def publish(name: str, networks: Path) -> None:
+    """Copy a run and write its card."""
+    source, target = networks / NETWORKS[name].recipe.hash, published.FOLDER / name
+    target.mkdir(parents=True, exist_ok=True)
+    for file in ("run.json", "classifier.safetensors"):
+        shutil.copyfile(source / file, target / file)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, help="folder of the study's trained networks")
+    arguments = parser.parse_args()
+    for each in NETWORKS:
+        if arguments.weights and (arguments.weights / NETWORKS[each].recipe.hash / "classifier.safetensors").exists():
+            publish(each, arguments.weights)
+        if each in published.names():
+            (published.FOLDER / each / "README.md").write_text(card(each))

@@ -1,0 +1,29 @@
+"""Trained networks that come with the package, each a run folder with a model card, README.md, beside its weights.
+
+`load_run("mnist-robust")` and every command that takes a run's folder take such a name where no folder is called so.
+"""
+
+from pathlib import Path
+
+FOLDER = Path(__file__).parent / "published"
+
+
+def names() -> list[str]:
+    """Those there are."""
+    return sorted(path.parent.name for path in FOLDER.glob("*/run.json"))
+
+
+def place(run: Path | str) -> Path:
+    """The folder of a run, which may be the name of a published one."""
+    folder = Path(run)
+    return FOLDER / folder if not folder.exists() and str(run) in names() else folder
+
+
+def card(name: str) -> str:
+    """The model card of a published network, in Markdown: data, recipe, figures, limits.
+
+    Raises `ValueError` for a name that there is not.
+    """
+    if name not in names():
+        raise ValueError(f"{name!r} is none of the published networks: {', '.join(names())}")
+    return (FOLDER / name / "README.md").read_text(encoding="utf-8")
