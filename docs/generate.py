@@ -59,7 +59,7 @@ def picture(path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     left.set_ylabel(f"accuracy, % (n = {made['image'].nunique()})")
     right.legend(frameon=False, fontsize=8)
-    hardened = about["names"][-1]
+    hardened = [name for name in about["names"] if "Defend++" in name][-1]  # which has a decoder
     id_ = made.loc[made["network"] == hardened, "network_id"].iloc[0]
     with np.load(QUICKSTART / "pictures" / f"{id_}.npz") as arrays:
         rows_shown = ["clean", "clean_reconstruction", "adversarial", "adversarial_reconstruction"]

@@ -1,4 +1,4 @@
-"""The main job in one call: train five networks on real digits, attack them all, and show who resists what."""
+"""The main job in one call: train six networks on real digits, attack them all, and show who resists what."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ NETWORKS = {
     "Defend++": replace(UNDEFENDED, defence="defend"),
     f"noise {NOISE}": replace(UNDEFENDED, noise=NOISE),
     f"Defend++ + noise {NOISE}": replace(UNDEFENDED, defence="defend", noise=NOISE),
+    f"noise {NOISE} + consistency": replace(UNDEFENDED, noise=NOISE, consistency=5.0, consistency_from=3, keep="last"),
 }
 EPSILON = 0.2
 """The L∞ budget of the paper for MNIST, in pixel units."""
