@@ -79,8 +79,11 @@ def _record(data: str) -> Table:
         *(Column(f"certified L2 {radius:g}", "Certified", protocols=WHITE_BOX, images=CERTIFIED_ON, once=True,
                  radius=radius) for radius in RADII[data]),
     )  # fmt: skip
-    rows = (Row("noise", "loud", {}), Row("noise + decoder", "loud, decoder", {}),
-            Row("noise + consistency", "steady", {}))  # fmt: skip
+    rows = (
+        Row("noise + consistency", "steady", {}),
+        Row("noise", "loud", {}),
+        Row("noise + decoder", "loud, decoder", {}),
+    )
     shown = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[data]
     return Table(f"{shown}: figures of record", data, rows, columns)
 
