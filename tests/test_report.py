@@ -217,6 +217,15 @@ class TestHeadlines:
         with pytest.raises(ValueError, match="no network 'y'"):
             report.headlines(frame, control="y")
 
+    def test_a_network_at_chance_is_named(self) -> None:
+        labels = np.arange(40) % 4
+        frames = []
+        for name, right in (("lost", labels == 0), ("sound", labels < 3)):
+            frames.append(rows(name, "none", 0).assign(label=labels, correct=right))
+        (doubt,) = report.doubts(pd.concat(frames))
+        assert doubt.startswith("Doubt: “lost” is not shown to be better than chance on clean images (25.0 %")
+        assert "4 classes" in doubt
+
     def test_doubts(self) -> None:
         masked = [rows("a", "fgsm", 10, epsilon=0.2), rows("a", "pgd", 30, epsilon=0.2)]
         (doubt,) = report.doubts(pd.concat(masked))

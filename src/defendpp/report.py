@@ -349,9 +349,10 @@ def doubts(records: pd.DataFrame) -> list[str]:
     """Signs that an attack was too weak on a network (Carlini et al. 2019, "On evaluating adversarial robustness").
 
     At the same budget, more steps must not leave more images right than one step, nor the network's own gradients more
-    than images made on another; a difference in the wrong direction whose 95 % interval excludes 0 is reported.
+    than images made on another; a difference in the wrong direction whose 95 % interval excludes 0 is reported. Before
+    that: networks that are not shown to be better than chance on clean images, with as many classes as the labels have.
     """
-    found = []
+    found: list[str] = []
     compared = 0
     white = records[(records["knowledge"] == "white-box") & records["epsilon"].notna()]
     for _, rows in white.groupby(["network", "attack", "norm", "epsilon"], sort=False):
@@ -380,6 +381,20 @@ def doubts(records: pd.DataFrame) -> list[str]:
             "step nor transferred images did better, beyond chance, than a network's own iterated gradients at the "
             "same budget."
         ]
+    return [*_at_chance(records), *found]
+
+
+def _at_chance(records: pd.DataFrame) -> list[str]:
+    clean = records[records["knowledge"] == "clean"]
+    found = []
+    for network, rows in clean.groupby("network", sort=False):
+        right = rec.accuracy(rows["correct"].to_numpy())
+        classes = rows["label"].nunique()
+        if classes > 1 and right.low <= 1 / classes:
+            found.append(
+                f"Doubt: “{network}” is not shown to be better than chance on clean images ({right} of n = {right.n}, "
+                f"{classes} classes): what it withstands says nothing."
+            )
     return found
 
 
