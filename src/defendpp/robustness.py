@@ -70,12 +70,11 @@ def _record(data: str) -> Table:
     everything = ("bottleneck", "decoder", "Square", "AutoAttack")
     columns = (
         Column("Clean", "Clean", protocols=WHITE_BOX),
-        Column(f"Cascade, {main}", main, protocols=WHITE_BOX, images=RECORDED_ON[data]),
+        Column(f"Cascade, {main}", main, protocols=WHITE_BOX, images=RECORDED_ON[data], once=True),
         *(Column(f"{name}, {main}", f"{name}, {main}", protocols=WHITE_BOX, images=1000, once=True)
           for name in everything),
         Column(f"worst of all, {main}", main, also=tuple(f"{name}, {main}" for name in everything),
-               protocols=WHITE_BOX,
-               images=1000, once=True, twin=True),
+               protocols=WHITE_BOX, images=1000, once=True, twin=True),
         *(Column(f"certified L2 {radius:g}", "Certified", protocols=WHITE_BOX, images=CERTIFIED_ON, once=True,
                  radius=radius) for radius in RADII[data]),
     )  # fmt: skip
