@@ -2,14 +2,13 @@
 
     python benchmarks/choose.py mnist     # hours on two cores; what the record holds is not done again
 
-Test images are never loaded into memory here, and no figure of these is a result: the network that is chosen is trained
+Test images are never looked at here, and no figure of these is a result: the network that is chosen is trained
 again and attacked by more. The attack is PGD, 60 steps on the margin, which is a fifth as dear as the cascade and lets
 a few points more stand. Weights go to --runs; one seed each, so that differences of two points mean nothing.
 """
 
 import argparse
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,13 +18,13 @@ from torch import nn
 
 from defendpp import attacks, robustness
 from defendpp.data import Images, load
-from defendpp.execution import Execution
+from defendpp.evaluation import predictions
 from defendpp.recipe import Recipe
 from defendpp.records import accuracy
+from defendpp.reproduce import EXECUTION
 from defendpp.runs import train
 
 IMAGES = 500
-EXECUTION: Mapping[str, Execution] = {"mnist": "channels-last", "cifar10": "bfloat16"}
 
 
 def candidates(data: str) -> dict[str, Recipe]:
@@ -51,24 +50,14 @@ def candidates(data: str) -> dict[str, Recipe]:
     return made
 
 
-@torch.no_grad()
-def clean(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return torch.cat([model(each).argmax(1) for each in images.split(100)]) == labels
-
-
 def measure(model: nn.Module, split: Images, data: str) -> dict[str, list[float]]:
     """Accuracy with its interval on clean images and under PGD at every budget of the tables."""
     images, labels = split.batch(torch.arange(len(split)))
-    right = {"clean": clean(model, images, labels)}
+    right = {"clean": predictions(model, images) == labels}
     fast = attacks.prepare(model, images[:8])
-    for norm, budgets in (("linf", robustness.LINF[data]), ("l2", robustness.L2[data])):
-        for epsilon in budgets:
-            made = attacks.pgd(
-                fast, images, labels, epsilon=epsilon, steps=60, loss="margin", stop_early=True,
-                norm="linf" if norm == "linf" else "l2",
-            )  # fmt: skip
-            name = f"L∞ {robustness.named(epsilon)}" if norm == "linf" else f"L2 {epsilon:g}"
-            right[name] = ~made.success
+    for name, (norm, epsilon) in robustness.budgets(data).items():
+        made = attacks.pgd(fast, images, labels, epsilon=epsilon, norm=norm, steps=60, loss="margin", stop_early=True)
+        right[name] = ~made.success
     found = {name: accuracy(each.numpy()) for name, each in right.items()}
     return {name: [each.value, each.low, each.high] for name, each in found.items()}
 

@@ -10,6 +10,8 @@ import shutil
 from pathlib import Path
 
 from defendpp import published, robustness, schedule, study, tables
+from defendpp.recipe import Recipe
+from defendpp.records import Accuracy, MeanAccuracy
 from defendpp.study import Place, Subject, Training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,8 +33,8 @@ def card(name: str, place: Place = PLACE) -> str:
     subject = NETWORKS[name]
     recipe, data = subject.recipe, subject.data
     result = json.loads(Training(subject).file(place).read_text())
-    changed = {field: value for field, value in vars(recipe).items() if value != getattr(type(recipe), field)}
-    options = " ".join(f"--{field.replace('_', '-')} {value}" for field, value in changed.items() if field != "seed")
+    changed = recipe.beside(Recipe(seed=recipe.seed))
+    options = " ".join(f"--{field.replace('_', '-')} {value}" for field, value in changed.items())
     lines = [
         f"# {name}",
         "<!-- Written by docs/cards.py from results; do not edit. -->",
@@ -60,7 +62,7 @@ def card(name: str, place: Place = PLACE) -> str:
 
 def _figures(subject: Subject, place: Place) -> list[str]:
     """What was measured of this one network."""
-    lines = ["| | accuracy in % | n |", "|---|---:|---:|"]
+    found: dict[str, Accuracy | MeanAccuracy] = {}
     for name in (f"record-{subject.data}", f"robust-{subject.data}"):
         table = robustness.TABLES[name]
         row = next(each for each in table.rows if each.name == ROW)
@@ -68,23 +70,22 @@ def _figures(subject: Subject, place: Place) -> list[str]:
             _, groups = study.cell(table, row, column, subject.scale)
             mine = next((group for group in groups if group[0].target == subject), None)
             right = tables.right(mine, place, column.radius) if mine else None
-            title = column.name if name.startswith("record") else f"Cascade, {column.name}"
-            is_new = not any(line.startswith(f"| {title} |") for line in lines) and (column.name, name) != (
-                "Clean", f"robust-{subject.data}",
-            )  # fmt: skip
-            if right is not None and is_new:
-                found = tables.estimate([right])
-                interval = f"{100 * found.low:.1f}–{100 * found.high:.1f}"
-                lines.append(f"| {title} | {100 * found.value:.1f} ({interval}) | {found.n:,} |")
+            is_cascade = column.name in robustness.budgets(subject.data)
+            if right is not None:  # what both tables have, the first has of more images
+                found.setdefault(f"Cascade, {column.name}" if is_cascade else column.name, tables.estimate([right]))
+    lines = [
+        f"| {title} | {100 * each.value:.1f} ({100 * each.low:.1f}–{100 * each.high:.1f}) | {each.n:,} |"
+        for title, each in found.items()
+    ]
     return [
         "Test images; 95 % intervals (Wilson); white-box; budgets and radii in pixel units; what "
         "the attacks are stands in docs/robustness.md.",
-        "\n".join(lines),
+        "\n".join(["| | accuracy in % | n |", "|---|---:|---:|", *lines]),
     ]
 
 
 def publish(name: str, networks: Path) -> None:
-    """Copy a run and write its card."""
+    """Copy a run to the published networks."""
     source, target = networks / NETWORKS[name].recipe.hash, published.FOLDER / name
     target.mkdir(parents=True, exist_ok=True)
     for file in ("run.json", "classifier.safetensors"):

@@ -9,13 +9,11 @@ from statistics import mean
 
 from defendpp import findings, robustness, schedule, study, study_report, tables
 from defendpp.findings import Question
-from defendpp.recipe import Recipe
 from defendpp.study import Measurement, Place, Subject, Training
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = Place(ROOT / "results" / "study", ROOT / "study")
 CHOICE = ROOT / "results" / "choice"
-SHOWN = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
 
 
 def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
@@ -49,7 +47,7 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
         f"{len(measured):,} of {len(wanted):,} measurements are there.",
         "## What it says",
     ]
-    for data in SHOWN:
+    for data in robustness.DATA:
         for question in questions(data):
             lines = findings.answers(question, "cpu", place)
             if lines:
@@ -57,7 +55,7 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
     for name in robustness.TABLES:
         printed = tables.printed(name, "cpu", place)
         parts += [f"## {printed.title}", tables.markdown(printed).strip()]
-    for data in SHOWN:
+    for data in robustness.DATA:
         parts += _chosen(data, choice / f"{data}.json")
     return "\n\n".join([*parts, *_trainings(place)]) + "\n"
 
@@ -66,7 +64,7 @@ def questions(data: str) -> list[Question]:
     """What the tables of `data` are to answer."""
     table = robustness.TABLES[f"robust-{data}"]
     budgets = tuple(column.name for column in table.columns if column.attack != "Clean")
-    about = SHOWN[data]
+    about = robustness.DATA[data]
 
     def ask(text: str, *pairs: tuple[str, str]) -> Question:
         return Question(f"{text} ({about})", f"robust-{data}", pairs, "white-box", budgets)
@@ -108,7 +106,7 @@ def _chosen(data: str, record: Path) -> list[str]:
         lines.append(f"| {each['name']} | {values} | {each['seconds'] / 60:.0f} |")
     n = next(iter(made))["n"]
     return [
-        f"## How the recipe was chosen ({SHOWN[data]})",
+        f"## How the recipe was chosen ({robustness.DATA[data]})",
         f"Accuracy in % on {n} validation images, one training seed each: differences of two points mean nothing here. "
         "`benchmarks/choose.py`; PGD of 60 steps on the margin.",
         "\n".join(lines),
@@ -118,26 +116,20 @@ def _chosen(data: str, record: Path) -> list[str]:
 def _trainings(place: Place) -> list[str]:
     """What training each row takes, beside the undefended network."""
     lines = ["| data | row | beside the undefended network | minutes |", "|---|---|---|---:|"]
-    for data in SHOWN:
+    for data in robustness.DATA:
         plain = robustness.recipe("none", data, "resnet18", "cpu", 1)
         for row in robustness.TABLES[f"robust-{data}"].rows:
             jobs = [Training(Subject(row.role, data, "resnet18", seed, "cpu")) for seed in (1, 2, 3)]
             took = [seconds for seconds in (schedule.seconds(job, place) for job in jobs) if seconds]
             minutes = f"{mean(took) / 60:.0f}" if took else "–"
-            lines.append(f"| {SHOWN[data]} | {row.name} | {_changed(jobs[0].subject.recipe, plain)} | {minutes} |")
+            beside = study_report.differences(jobs[0].subject.recipe, plain)
+            lines.append(f"| {robustness.DATA[data]} | {row.name} | {beside} | {minutes} |")
     return [
         "## What the training of each row takes",
         "Minutes of one to two cores that were seldom idle: orders of magnitude. The classifier, and so its use, is "
         "the same in all rows.",
         "\n".join(lines),
     ]
-
-
-def _changed(recipe: Recipe, plain: Recipe) -> str:
-    """The fields in which two recipes differ."""
-    fields = {name: value for name, value in vars(recipe).items() if value != getattr(plain, name)}
-    fields |= {name: "the source" for name in ("start", "attacked_run") if fields.get(name)}
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields.items())
 
 
 if __name__ == "__main__":

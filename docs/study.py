@@ -3,7 +3,6 @@
 python docs/study.py
 """
 
-import dataclasses
 from pathlib import Path
 
 from defendpp import findings, paper, schedule, study, study_report, tables
@@ -100,16 +99,13 @@ def _recipes() -> str:
     lines = ["| data | row | beside the undefended network | |", "|---|---|---|---|"]
     seen = set()
     for table in paper.TABLES.values():
-        plain = dataclasses.asdict(paper.recipe("none", table.data, table.rows[0].network, "cpu", 1))
+        plain = paper.recipe("none", table.data, table.rows[0].network, "cpu", 1)
         for row in table.rows:
             role = "comdefend" if row.role == "comdefend-wb" else row.role
             if not row.role or (table.data, row.role) in seen or row.network != table.rows[0].network:
                 continue
             seen.add((table.data, row.role))
-            recipe = dataclasses.asdict(paper.recipe(role, table.data, row.network, "cpu", 1))
-            changed = {name: value for name, value in recipe.items() if value != plain[name]}
-            changed |= {name: "the source" for name in ("start", "attacked_run") if changed.get(name)}
-            text = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in changed.items())
+            text = study_report.differences(paper.recipe(role, table.data, row.network, "cpu", 1), plain)
             lines.append(f"| {table.data} | {row.name} | {text} | {paper.REMARKS.get(row.role, '')} |")
     return "\n".join(["### How each row was trained", "", *lines])
 

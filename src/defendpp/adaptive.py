@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from defendpp import attacks
 from defendpp.attacks import AttackResult, Prepared
 from defendpp.attacks.engine import attacking, margin
+from defendpp.attacks.gradient_sign import Norm
 from defendpp.encoder import tap
 from defendpp.objective import Defend
 from defendpp.threats import Attack, usual_step
@@ -32,7 +33,7 @@ def against_decoder(
     weight: float = 1.0,
     steps: int = 60,
     restarts: int = 1,
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Norm = "linf",
 ) -> Attack:
     """PGD on the margin plus `weight` times how far a part of the auto-encoder moves; named "adaptive_RAISED".
 
@@ -55,6 +56,7 @@ def against_decoder(
         weight=weight,
         epsilon=epsilon,
         steps=steps,
+        step_size=usual_step(steps) * epsilon,
         restarts=restarts,
         norm=norm,
     )
@@ -75,14 +77,8 @@ def _attack(
     *,
     raised: Raised,
     weight: float,
-    epsilon: float,
-    steps: int,
-    restarts: int,
-    norm: Literal["linf", "l2"],
-    generator: Generator | None = None,
+    **settings: Any,
 ) -> AttackResult:
-    settings: dict[str, Any] = {"epsilon": epsilon, "steps": steps, "restarts": restarts, "norm": norm}
-    settings |= {"step_size": usual_step(steps) * epsilon, "generator": generator}
     original = model.original if isinstance(model, Prepared) else model
     built = [each for each in objectives if each.built_for is not None and each.built_for() is original]
     if not built:

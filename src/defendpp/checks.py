@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from defendpp import attacks, binarisation
 from defendpp.attacks import AttackResult
 from defendpp.attacks.engine import attacking, cross_entropy, gradient_pass, margin
+from defendpp.attacks.gradient_sign import Norm
 
 Images = Float[Tensor, "batch *shape"]
 Labels = Int[Tensor, " batch"]
-Norm = Literal["linf", "l2"]
 Attack = Callable[..., AttackResult]
 """(model, images, labels, *, epsilon, steps, restarts, generator) to `AttackResult`; `defendpp.attacks.pgd` is one."""
 

@@ -1,6 +1,5 @@
 """A recipe: everything that determines a trained network, as a typed value whose hash names it. No torch here."""
 
-import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -173,9 +172,11 @@ class Recipe:
     @property
     def hash(self) -> str:
         """Twelve hexadecimal digits that differ between any two recipes; a new field leaves those of old ones alone."""
-        chosen = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        changed = {name: value for name, value in chosen.items() if value != getattr(Recipe, name)}
-        return hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self.beside(Recipe()), sort_keys=True).encode()).hexdigest()[:12]
+
+    def beside(self, other: "Recipe") -> dict[str, object]:
+        """The fields that differ from those of `other`, with their values here."""
+        return {name: value for name, value in vars(self).items() if value != getattr(other, name)}
 
     def __str__(self) -> str:
         """What tables call the network by default."""

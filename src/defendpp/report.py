@@ -629,8 +629,7 @@ def html(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         title=title,
-        headlines=headlines(records, budgets, baseline=baseline, control=control),
-        believed=believed(checks or {}),
+        headlines=[*headlines(records, budgets, baseline=baseline, control=control), *believed(checks or {})],
         control=control,
         budgets=budgets,
         blocks=blocks(records, budgets),

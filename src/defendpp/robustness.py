@@ -8,10 +8,13 @@ from dataclasses import replace
 
 from defendpp import paper, threats
 from defendpp.adaptive import against_decoder
+from defendpp.attacks.gradient_sign import Norm
 from defendpp.paper import Column, Protocol, Row, Scale, Table
 from defendpp.recipe import Recipe
 from defendpp.threats import Attack
 
+DATA = {"mnist": "MNIST", "cifar10": "CIFAR-10"}
+"""What is measured here, and what people call it."""
 WHITE_BOX: tuple[Protocol, ...] = ("white-box",)
 NOISE = {"mnist": 0.5, "cifar10": 0.25}
 """Standard deviation of the noise, in pixel units."""
@@ -33,6 +36,12 @@ def named(epsilon: float) -> str:
     return f"{round(255 * epsilon)}/255" if epsilon < 0.05 else f"{epsilon:g}"
 
 
+def budgets(data: str) -> dict[str, tuple[Norm, float]]:
+    """Norm and budget in pixel units, by the name of the column."""
+    made: dict[str, tuple[Norm, float]] = {f"L∞ {named(each)}": ("linf", each) for each in LINF[data]}
+    return made | {f"L2 {each:g}": ("l2", each) for each in L2[data]}
+
+
 DECODERS = (
     Row("noise + decoder, full scale only", "loud, full scale", {}),
     Row("noise + decoder without H modules", "loud, hourglass", {}),
@@ -42,10 +51,9 @@ DECODERS = (
 
 def _robust(data: str) -> Table:
     """Every row under the cascade at every budget."""
-    names = [f"L∞ {named(each)}" for each in LINF[data]] + [f"L2 {each:g}" for each in L2[data]]
     columns = (
         Column("Clean", "Clean", protocols=WHITE_BOX),
-        *(Column(name, name, protocols=WHITE_BOX, images=ROBUST_ON[data]) for name in names),
+        *(Column(name, name, protocols=WHITE_BOX, images=ROBUST_ON[data]) for name in budgets(data)),
     )
     is_digits = data == "mnist"  # photographs are dear: the parts of the decoder are told apart on digits
     rows = (
@@ -60,8 +68,7 @@ def _robust(data: str) -> Table:
         Row("Adv. DDN", "adv-ddn", {}),
         *((Row("Adv. PGD", "adv-pgd", {}),) if is_digits else ()),
     )
-    shown = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[data]
-    return Table(f"{shown}: the attacker knows everything; the cascade at every budget", data, rows, columns)
+    return Table(f"{DATA[data]}: the attacker knows everything; the cascade at every budget", data, rows, columns)
 
 
 def _record(data: str) -> Table:
@@ -83,27 +90,25 @@ def _record(data: str) -> Table:
         Row("noise", "loud", {}),
         Row("noise + decoder", "loud, decoder", {}),
     )
-    shown = {"mnist": "MNIST", "cifar10": "CIFAR-10"}[data]
-    return Table(f"{shown}: figures of record", data, rows, columns)
+    return Table(f"{DATA[data]}: figures of record", data, rows, columns)
 
 
 TABLES: dict[str, Table] = {
-    **{f"robust-{data}": _robust(data) for data in LINF},
-    **{f"record-{data}": _record(data) for data in LINF},
+    **{f"robust-{data}": _robust(data) for data in DATA},
+    **{f"record-{data}": _record(data) for data in DATA},
 }
 
 
 def attacks(data: str) -> dict[str, Attack]:
     """`paper.attacks`, and those of this module's tables by the names of their columns."""
     known = paper.attacks(data)
-    if data not in LINF:
+    if data not in DATA:
         return known
     epsilon = MAIN[data]
     main = f"L∞ {named(epsilon)}"
-    known |= {f"L∞ {named(each)}": threats.cascade(each) for each in LINF[data]}
-    known |= {f"L2 {each:g}": threats.cascade(each, norm="l2") for each in L2[data]}
     return {
         **known,
+        **{name: threats.cascade(size, norm=norm) for name, (norm, size) in budgets(data).items()},
         f"bottleneck, {main}": against_decoder([], epsilon, raised="bottleneck"),
         f"decoder, {main}": against_decoder([], epsilon, raised="reconstruction"),
         f"Square, {main}": threats.square(epsilon),

@@ -9,12 +9,20 @@ import pandas as pd
 from defendpp import figures, paper, tables
 from defendpp.files import write_whole
 from defendpp.paper import FIGURES, Scale
+from defendpp.recipe import Recipe
 from defendpp.study import Picture, Place, figure6
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 NETWORKS = {"source": "no defence", "none": "no defence, another seed", "ours": "Defend++"}
+
+
+def differences(recipe: Recipe, plain: Recipe) -> str:
+    """In which fields a recipe differs from another, for people; runs that it starts from are called the source."""
+    fields = recipe.beside(plain)
+    fields |= {name: "the source" for name in ("start", "attacked_run") if fields.get(name)}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields.items())
 
 
 def write_table(name: str, scale: Scale, place: Place) -> "RenderableType":

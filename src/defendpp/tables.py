@@ -111,6 +111,7 @@ def printed(name: str, scale: Scale, place: Place) -> Printed:
     """A table of the paper with what was measured so far. Raises `KeyError` for a name that is no table's."""
     table = TABLES[name]
     check_weights(study.measurements(name, scale), place)
+    shown = _lines(table)
     rows = []
     numbers: list[tuple[int, int]] = []
     for row in table.rows:
@@ -120,7 +121,6 @@ def printed(name: str, scale: Scale, place: Place) -> Printed:
             lines["reported"].append(Cell("", "paper") if value is None else Cell(f"{value:.2f}"))
             for line, measurements in zip(LINES[1:], cell(table, row, column, scale), strict=True):
                 lines[line].append(_measured(measurements, row, column, line, place, numbers))
-        shown = _lines(table)
         rows += [(row.name if line == shown[0] else "", line, lines[line]) for line in shown]
     return Printed(table.title, [column.name for column in table.columns], rows, _note(rows, numbers, scale))
 

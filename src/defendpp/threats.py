@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from defendpp import attacks
 from defendpp.attacks import AttackResult
 from defendpp.attacks.engine import attacking, recheck
+from defendpp.attacks.gradient_sign import Norm
 
 NOT_COUNTED = 0
 """Queries of an attack that does not count them."""
@@ -59,7 +60,7 @@ def pgd(
     relative_step: float | None = None,
     restarts: int = 1,
     loss: str = "cross_entropy",
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Norm = "linf",
     stop_early: bool = False,
 ) -> Attack:
     """PGD with a random start and an L∞ or L2 budget in pixel units; steps as those of `bim`."""
@@ -79,7 +80,7 @@ def auto_pgd(
     steps: int = 100,
     restarts: int = 1,
     loss: str = "cross_entropy",
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Norm = "linf",
     stop_early: bool = False,
 ) -> Attack:
     """Auto-PGD with an L∞ or L2 budget in pixel units; it finds its step sizes itself."""
@@ -95,7 +96,7 @@ def cascade(
     restarts: int = 1,
     targets: int = 4,
     squares: int = 300,
-    norm: Literal["linf", "l2"] = "linf",
+    norm: Norm = "linf",
 ) -> Attack:
     """From cheap to expensive until an image falls, with an L∞ or L2 budget in pixel units."""
     settings = {
@@ -113,7 +114,7 @@ def square(epsilon: float, *, queries: int = 5000) -> Attack:
     return _fixed("square", epsilon, {"queries": queries}, attacks.square, is_random=True)
 
 
-def auto_attack(epsilon: float, *, norm: Literal["linf", "l2"] = "linf") -> Attack:
+def auto_attack(epsilon: float, *, norm: Norm = "linf") -> Attack:
     """AutoAttack standard (Croce and Hein 2020, arXiv:2003.01690), as the package pyautoattack has it.
 
     Auto-PGD, targeted Auto-PGD, targeted FAB and Square with an L∞ or L2 budget in pixel units: the figure that others
@@ -159,12 +160,12 @@ def _quiet(logger: str) -> Iterator[None]:
 
 def smoothing(sigma: float, *, samples: int = 10_000, alpha: float = 0.001) -> Attack:
     """No attack but its opposite, `certify.certify` under the name that its records have; it cannot be run."""
-
-    def refuse(*_: object, **__: object) -> AttackResult:
-        raise ValueError("randomised smoothing attacks nothing: call evaluation.certified_records")
-
     settings = {"sigma": sigma, "samples": samples, "alpha": alpha}
-    return Attack("smoothing", "l2", None, settings, refuse, is_random=False)
+    return Attack("smoothing", "l2", None, settings, _refuse, is_random=False)
+
+
+def _refuse(*_: object, **__: object) -> AttackResult:
+    raise ValueError("randomised smoothing attacks nothing: call evaluation.certified_records")
 
 
 def carlini_wagner(
