@@ -27,7 +27,7 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
         "Defend++ as published falls to an attacker who has its gradients ([the study](study.md)). Here is what "
         "resists one, trained on clean images only and with the classifier left as it is, and what each part of it is "
         "worth. "
-        "`defendpp reproduce record-mnist robust-mnist record-cifar10 robust-cifar10` trains and attacks what is "
+        f"`defendpp reproduce {' '.join(robustness.TABLES)}` trains and attacks what is "
         "missing; `--show` prints what is there.",
         "## How to read it",
         "- **The attacker knows everything**: weights, gradients, decoder, the defence itself. The cascade goes from "
@@ -41,7 +41,8 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
         "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "
         "where that is wider. Differences are paired, image by image, and as on the study's page.\n"
         "- **Certified** accuracy is of another classifier: the same network, smoothed by noise (Cohen et al. 2019), "
-        "at 20,000 noisy copies an image, each image with failure probability 0.001. No attack whatever lowers it.\n"
+        f"at {_listed(robustness.COPIES)} noisy copies an image, each image with failure probability 0.001. No attack "
+        "whatever lowers it.\n"
         "- CIFAR-10 was read from a copy whose images had been re-encoded as JPEG, so figures on it are not exactly "
         "those of the lossless set.",
         f"{len(measured):,} of {len(wanted):,} measurements are there.",
@@ -52,12 +53,27 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
             lines = findings.answers(question, "cpu", place)
             if lines:
                 parts += [f"### {question.text}", "\n".join(f"- {line}" for line in lines)]
+    lines = findings.answers(WIDER, "cpu", place)
+    parts += [f"### {WIDER.text}", "\n".join(f"- {line}" for line in lines)] if lines else []
     for name in robustness.TABLES:
         printed = tables.printed(name, "cpu", place)
         parts += [f"## {printed.title}", tables.markdown(printed).strip()]
     for data in robustness.DATA:
         parts += _chosen(data, choice / f"{data}.json")
     return "\n\n".join([*parts, *_trainings(place)]) + "\n"
+
+
+WIDER = Question(
+    "What does width add? (CIFAR-10)",
+    "width-cifar10",
+    (("width 16", "width 8"), ("width 32", "width 16")),
+    "white-box",
+    ("Clean", "L∞ 2/255", "L2 0.5"),
+)
+
+
+def _listed(by_data: dict[str, int]) -> str:
+    return " and ".join(f"{value:,} ({robustness.DATA[data]})" for data, value in by_data.items())
 
 
 def questions(data: str) -> list[Question]:

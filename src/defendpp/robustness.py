@@ -1,7 +1,8 @@
 """Beyond the paper, as data: networks that are to resist an attacker who knows everything, and what they are put to.
 
 Rows, budgets and recipes in the terms of `paper`. All defences but adversarial training see clean images only, and all
-networks of a table have the same architecture. Recipes were chosen on validation images (`docs/robustness.md`).
+networks of a table have the same architecture, but for the table of widths. Recipes were chosen on validation images
+(`docs/robustness.md`).
 """
 
 from dataclasses import replace
@@ -24,11 +25,12 @@ WARM_UP = 4
 LINF = {"mnist": (0.1, 0.2, 0.3), "cifar10": (2 / 255, 4 / 255, 8 / 255)}
 L2 = {"mnist": (1.0, 1.5, 2.0), "cifar10": (0.25, 0.5)}
 MAIN = {"mnist": 0.2, "cifar10": 2 / 255}
-"""The L∞ budget that the figures of record are for."""
+"""The L∞ budget that the figures of record are for; on CIFAR-10 AutoAttack also at L2 0.5."""
 RADII = {"mnist": (0.5, 1.0, 1.5, 2.0), "cifar10": (0.25, 0.5, 1.0)}
 ROBUST_ON = {"mnist": 1000, "cifar10": 500}
-RECORDED_ON = {"mnist": 10_000, "cifar10": 2000}
-CERTIFIED_ON = 500
+RECORDED_ON = {"mnist": 10_000, "cifar10": 1000}
+CERTIFIED_ON, COPIES = {"mnist": 500, "cifar10": 200}, {"mnist": 20_000, "cifar10": 10_000}
+"""Images that are certified, and noisy copies of each."""
 
 
 def named(epsilon: float) -> str:
@@ -74,28 +76,42 @@ def _robust(data: str) -> Table:
 def _record(data: str) -> Table:
     """The main rows under every attack there is, and certified."""
     main = f"L∞ {named(MAIN[data])}"
-    everything = ("bottleneck", "decoder", "Square", "AutoAttack")
+    everything = tuple(f"{name}, {main}" for name in ("bottleneck", "decoder", "Square", "AutoAttack"))
+    few, is_digits = ROBUST_ON[data], data == "mnist"
     columns = (
         Column("Clean", "Clean", protocols=WHITE_BOX),
         Column(f"Cascade, {main}", main, protocols=WHITE_BOX, images=RECORDED_ON[data], once=True),
-        *(Column(f"{name}, {main}", f"{name}, {main}", protocols=WHITE_BOX, images=1000, once=True)
-          for name in everything),
-        Column(f"worst of all, {main}", main, also=tuple(f"{name}, {main}" for name in everything),
-               protocols=WHITE_BOX, images=1000, once=True, twin=True),
-        *(Column(f"certified L2 {radius:g}", "Certified", protocols=WHITE_BOX, images=CERTIFIED_ON, once=True,
+        *(Column(name, name, protocols=WHITE_BOX, images=few, once=True) for name in everything),
+        Column(f"worst of all, {main}", main, also=everything, protocols=WHITE_BOX, images=few, once=True, twin=True),
+        *(() if is_digits else (Column("AutoAttack, L2 0.5", "AutoAttack, L2 0.5", protocols=WHITE_BOX, images=few),)),
+        *(Column(f"certified L2 {radius:g}", "Certified", protocols=WHITE_BOX, images=CERTIFIED_ON[data], once=True,
                  radius=radius) for radius in RADII[data]),
     )  # fmt: skip
     rows = (
         Row("noise + consistency", "steady", {}),
         Row("noise", "loud", {}),
-        Row("noise + decoder", "loud, decoder", {}),
+        *((Row("noise + decoder", "loud, decoder", {}),) if is_digits else ()),
     )
     return Table(f"{DATA[data]}: figures of record", data, rows, columns)
 
 
+def _widths() -> Table:
+    """What more of the same network brings."""
+    columns = ("Clean", "L∞ 2/255", "L2 0.5")
+    return Table(
+        "CIFAR-10: noise + consistency at several widths; the cascade",
+        "cifar10",
+        tuple(Row(f"width {width}", WIDE.get(width, "steady"), {}) for width in (8, 16, 32)),
+        tuple(Column(name, name, protocols=WHITE_BOX, images=ROBUST_ON["cifar10"]) for name in columns),
+    )
+
+
+WIDE = {8: "steady, width 8", 32: "steady, width 32"}
+"""Roles of other widths than all else here has."""
 TABLES: dict[str, Table] = {
     **{f"robust-{data}": _robust(data) for data in DATA},
     **{f"record-{data}": _record(data) for data in DATA},
+    "width-cifar10": _widths(),
 }
 
 
@@ -113,7 +129,8 @@ def attacks(data: str) -> dict[str, Attack]:
         f"decoder, {main}": against_decoder([], epsilon, raised="reconstruction"),
         f"Square, {main}": threats.square(epsilon),
         f"AutoAttack, {main}": threats.auto_attack(epsilon),
-        "Certified": threats.smoothing(NOISE[data], samples=20_000),
+        "AutoAttack, L2 0.5": threats.auto_attack(0.5, norm="l2"),
+        "Certified": threats.smoothing(NOISE[data], samples=COPIES[data]),
     }
 
 
@@ -132,15 +149,17 @@ def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recip
     decoder = replace(
         loud, defence="defend", shared_blocks=paper.recipe("ours", data, network, scale, seed).shared_blocks
     )
-    weight = CONSISTENCY[data]
+    steady = replace(loud, consistency=CONSISTENCY[data], consistency_from=WARM_UP)
     return {
         "loud": loud,
         "loud, decoder": decoder,
         "loud, full scale": replace(decoder, scale_weight=0.0),
         "loud, hourglass": replace(decoder, decoder="hourglass"),
-        "steady": replace(loud, consistency=weight, consistency_from=WARM_UP),
-        "steady, decoder": replace(decoder, consistency=weight, consistency_from=WARM_UP),
+        "steady": steady,
+        "steady, decoder": replace(decoder, consistency=steady.consistency, consistency_from=WARM_UP),
+        **{name: replace(steady, width=width) for width, name in WIDE.items()},
     }[role]
 
 
-ROLES = ("0/1 images", "loud", "loud, decoder", "loud, full scale", "loud, hourglass", "steady", "steady, decoder")
+ROLES = ("0/1 images", "loud", "loud, decoder", "loud, full scale", "loud, hourglass", "steady", "steady, decoder",
+         *WIDE.values())  # fmt: skip
