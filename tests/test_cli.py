@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from defendpp import checks, cli, records, report
+from defendpp import checks, cli, records, report, schedule
 from defendpp.checks import Check
 from defendpp.runs import load_run
 
@@ -308,7 +308,21 @@ def test_reproduce_shows_what_is_there_without_doing_what_is_not(
 def test_reproduce_refuses_a_table_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(capsys, "reproduce", "table9", "--results", tmp_path / "r", "--work", tmp_path / "w")
     assert "'table9' is none of the study's tables and figures: table1" in message
+    message = fails(capsys, "reproduce", "table1", "--device", "cuda:1", "--results", tmp_path / "r")
+    assert "set CUDA_VISIBLE_DEVICES, not device 'cuda:1'" in message
     assert not list(tmp_path.iterdir())
+
+
+def test_reproduce_prints_what_there_is_where_a_job_fails(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("1 of 3 jobs failed")
+
+    monkeypatch.setattr(schedule, "run", fail)
+    with pytest.raises(SystemExit, match="1 of 3 jobs failed"):
+        run("reproduce", "figure7", "--results", tmp_path / "r", "--work", tmp_path / "w")
+    assert "figure7" in capsys.readouterr().out
 
 
 def test_check_says_what_it_found_and_fails_where_something_is_wrong(

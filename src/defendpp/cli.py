@@ -362,7 +362,8 @@ def reproduce(
     Example: defendpp reproduce table2 figure6
 
     Args:
-        names: table1 to table8, figure2, figure5 to figure8, variations (what the paper leaves open); or all.
+        names: table1 to table8, figure2, figure5 to figure8, variations (what the paper leaves open); or all of these.
+            Beyond the paper: robust-mnist, robust-cifar10, record-mnist, record-cifar10, width-cifar10.
         scale: paper: the paper's networks and epochs, for a graphics card. cpu: the same, narrower and shorter.
         results: Folder of what is kept: records, results of trainings, tables, figures (default: results/study, or
             results/study-paper at the paper's scale).
@@ -378,11 +379,14 @@ def reproduce(
     from defendpp.study import Place
 
     known = (*study.TABLES, *paper.FIGURES)
+    if ":" in device:
+        raise ValueError(f"the study uses the first card that it sees: set CUDA_VISIBLE_DEVICES, not device {device!r}")
     if unknown := [name for name in names if name not in (*known, "all")]:
         raise ValueError(f"{unknown[0]!r} is none of the study's tables and figures: {', '.join(known)}, all")
     wanted = study.NAMES if "all" in names else tuple(dict.fromkeys(names))
     kept = results or Path("results", "study" if scale == "cpu" else "study-paper")
     place = Place(kept.absolute(), work.absolute())
+    failed: RuntimeError | None = None
     if not show:
         jobs = study.plan(wanted, scale)
         left = study.missing(jobs, place)
@@ -394,9 +398,14 @@ def reproduce(
                 _device(device)
             root = data_root.absolute() if data_root else None
             do = schedule.Doing(place, root, device, bar=workers == 1 and not ray)
-            schedule.run(jobs, left, do, workers=workers, address=ray)
+            try:
+                schedule.run(jobs, left, do, workers=workers, address=ray)
+            except RuntimeError as problem:  # what the other jobs came to is printed all the same
+                failed = problem
     for name in wanted:
         _print_reproduced(name, scale, place)
+    if failed:
+        raise failed
 
 
 def _print_reproduced(name: str, scale: Literal["cpu", "paper"], place: "Place") -> None:
