@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from defendpp import attacks
 from defendpp.attacks import AttackResult
+from defendpp.binarisation import find_planted
 from defendpp.checks import BY_GRADIENT, Check, check
 
 EPSILON = 0.1
@@ -228,6 +229,26 @@ def test_gradients_too_poor_to_find_what_is_there() -> None:
     Noisy.generator.manual_seed(0)
     (only,) = failed(Poor().eval(), others=[honest()])
     assert only.name == "finds what was planted"
+
+
+@pytest.mark.parametrize("as_prepared", [False, True])
+def test_what_is_planted_is_judged_by_the_changed_layer_alone(as_prepared: bool) -> None:
+    model = honest()
+    with torch.no_grad():
+        model.head.bias.copy_(torch.tensor([-9.0, 9.0]))  # of itself it says 1, and the label of the test is 0
+    given = attacks.prepare(model, IMAGES[:4]) if as_prepared else model
+
+    def run(found: nn.Module, images: Tensor, labels: Tensor, epsilon: float, steps: int) -> AttackResult:
+        return attacks.pgd(found, images, labels, epsilon=0.0, steps=1)
+
+    found, made = find_planted(run, given, IMAGES, epsilon=EPSILON, norm="linf", steps=1)
+    assert made > 0
+    assert found == 0
+
+
+def test_a_prepared_models_own_mode_is_checked() -> None:
+    model = nn.Sequential(nn.Identity(), nn.Dropout(0.5), honest())
+    assert "evaluation mode" in [each.name for each in failed(attacks.prepare(model.train(), IMAGES[:4]))]
 
 
 def test_nothing_right_is_nothing_to_check() -> None:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from defendpp.attacks import AttackResult
+from defendpp.attacks import AttackResult, Prepared
 
 Run = Callable[[nn.Module, Tensor, Tensor, float, int], AttackResult]
 """An attack: (model, images, labels, epsilon, steps) to its result."""
@@ -35,6 +35,8 @@ def find_planted(
     inside its ball, and one random point on the ball's surface. Where the model's features do not tell them apart
     nothing is planted; a model without a linear layer gives (0, 0).
     """
+    if isinstance(model, Prepared):  # its original, which judges what attacks claim, must have the same new layer
+        model = model.original
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not linear:
         return 0, 0

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from defendpp import attacks, binarisation
-from defendpp.attacks import AttackResult
+from defendpp.attacks import AttackResult, Prepared
 from defendpp.attacks.engine import attacking, cross_entropy, gradient_pass, margin
 from defendpp.attacks.gradient_sign import Norm
 
@@ -71,7 +71,7 @@ def check(
     attack = attack or partial(attacks.pgd, norm=norm, loss="margin")
     tried = _Trial(model, images, labels, epsilon, norm, attack, steps, seed, others, queries)
     found = [
-        _judged("evaluation mode", lambda: evaluation_mode(model)),
+        _judged("evaluation mode", lambda: evaluation_mode(model.original if isinstance(model, Prepared) else model)),
         _judged("logits", lambda: logits(model, images)),
         _judged("deterministic", lambda: deterministic(model, images)),
         _judged("gradients", lambda: gradients(model, images, labels)),
