@@ -33,7 +33,7 @@ def card(name: str, place: Place = PLACE) -> str:
     subject = NETWORKS[name]
     recipe, data = subject.recipe, subject.data
     result = json.loads(Training(subject).file(place).read_text())
-    changed = recipe.beside(Recipe(seed=recipe.seed))
+    changed = recipe.beside(Recipe())
     options = " ".join(f"--{field.replace('_', '-')} {value}" for field, value in changed.items())
     lines = [
         f"# {name}",
@@ -79,7 +79,7 @@ def _figures(subject: Subject, place: Place) -> list[str]:
     ]
     return [
         "Test images; 95 % intervals (Wilson); white-box; budgets and radii in pixel units; what "
-        "the attacks are stands in docs/robustness.md.",
+        "the attacks are stands in the project's docs/robustness.md.",
         "\n".join(["| | accuracy in % | n |", "|---|---:|---:|", *lines]),
     ]
 

@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from rich.console import Console
 from study_records import store
@@ -78,6 +79,12 @@ def test_comdefend_white_box_counts_the_worse_of_both_gradients_image_by_image(p
     assert line(printed("table3", "cpu", place), row.name, "white-box")[1].reason == "missing"
     store(ways[1], [True, False, True, False], place)
     assert line(printed("table3", "cpu", place), row.name, "white-box")[1].text.startswith("25.0 (")
+
+
+def test_alternatives_of_different_images_are_refused(place: Place) -> None:
+    made = pd.DataFrame({"image": range(4), "correct": True}).set_index("image")
+    with pytest.raises(ValueError, match="is of different images: measure it again"):
+        tables.stayed_right([made, made.iloc[1:]])
 
 
 def test_white_box_minimal_norm_attacks_also_give_their_distance(place: Place) -> None:

@@ -83,7 +83,7 @@ def _attack(
     built = [each for each in objectives if each.built_for is not None and each.built_for() is original]
     if not built:
         return attacks.pgd(model, images, labels, loss="margin", **settings)
-    shown = _Shown(original, built[0], raised)
+    shown = _Shown(original, built[0].to(images.device), raised)
     with attacking(shown, images, labels) as (classify, clean, _), torch.no_grad():
         classify(clean)
         usual = shown.part.flatten(1).clone()

@@ -121,12 +121,16 @@ def answers(question: Question, scale: Scale, place: Place) -> list[str]:
         present = {name: each for name, each in found.items() if each is not None}
         if present:
             told = [f"{name} {each}{_reported(question, a, b, name)}" for name, each in present.items()]
-            lines.append(f"“{a}” against “{b}”: **{_verdict([*present.values()])}**. {'; '.join(told)}.")
+            lines.append(
+                f"“{a}” against “{b}”: **{_verdict([*present.values()], len(question.columns))}**. {'; '.join(told)}."
+            )
     return lines
 
 
-def _verdict(found: Sequence[records.Difference | records.MeanDifference]) -> str:
+def _verdict(found: Sequence[records.Difference | records.MeanDifference], wanted: int) -> str:
     told = _told(found)
+    if len(found) < wanted:
+        told += f", of which {len(found)} of {wanted} were measured"
     if any(isinstance(each, records.Difference) for each in found):
         told += ", of this one pair of networks; other training seeds were not tried"
     return told

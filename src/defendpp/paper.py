@@ -55,8 +55,8 @@ class Column:
     """Only so many of the test images, whatever `study.count` says."""
     once: bool = False
     """Dear: of the first training seed only."""
-    twin: bool = False
-    """White-box, an image must also be right as `attack` changes it on the undefended network."""
+    twin: str = ""
+    """White-box, an image must also be right as this attack changes it on the undefended network."""
     radius: float | None = None
     """Certified accuracy at this L2 radius, in pixel units."""
 

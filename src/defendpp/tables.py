@@ -30,6 +30,8 @@ REASONS = {
     "quoted": "quoted by the paper from Jia et al. (2019), at L∞ 16/255",
     "missing": "not measured yet",
     "clean": "the same as above: no attack",
+    "unfit": "this attack says nothing of this network: it has no decoder to attack, or steps of an L2 attack do "
+    "not get a pixel over its threshold",
 }
 
 
@@ -89,9 +91,14 @@ def outcomes(alternatives: Sequence[Measurement], place: Place) -> list[pd.DataF
 
 
 def stayed_right(alternatives: Sequence[pd.DataFrame], radius: float | None = None) -> "pd.Series[bool]":
-    """Whether each image stayed right under all of these outcomes; or is certified beyond an L2 radius."""
+    """Whether each image stayed right under all of these outcomes; or is certified beyond an L2 radius.
+
+    Raises `ValueError` where they are not of the same images.
+    """
+    if any(not each.index.equals(alternatives[0].index) for each in alternatives):
+        raise ValueError("what was measured of a cell is of different images: measure it again")
     reached = [each["correct"] if radius is None else each["correct"] & (each["l2"] > radius) for each in alternatives]
-    return pd.concat(reached, axis=1, join="inner").all(axis=1)
+    return pd.concat(reached, axis=1).all(axis=1)
 
 
 def right(alternatives: Sequence[Measurement], place: Place, radius: float | None = None) -> "pd.Series[bool] | None":
@@ -150,6 +157,8 @@ def _measured(
             return Cell("", "clean")
         if row.role == "comdefend-wb" and "transfer" in column.protocols:
             return Cell("", "wb")
+        if line == LINES[2] and column.protocols == ("white-box",):
+            return Cell("", "unfit")
         return Cell("", "source" if len(column.protocols) == 2 else "open")
     first = measurements[0][0]
     if line == LINES[1] and first.attack is not None and first.is_white_box and not first.through:
@@ -199,7 +208,7 @@ def _note(rows: Sequence[tuple[str, str, Sequence[Cell]]], numbers: Sequence[tup
 
 
 def _mark(reason: str) -> str:
-    return "abcdefgh"[list(REASONS).index(reason)] + ")"
+    return "abcdefghi"[list(REASONS).index(reason)] + ")"
 
 
 def _text(each: Cell, most: int) -> str:
