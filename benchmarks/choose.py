@@ -38,7 +38,6 @@ def candidates(data: str) -> dict[str, Recipe]:
     made |= {f"noise {steady.noise:g} + consistency {each:g}": replace(steady, consistency=each) for each in weights}
     if data == "mnist":
         made |= {
-            "consistency 20 from the start": replace(steady, consistency=20.0, consistency_from=0),
             "noise 0.4 + consistency 20": replace(steady, consistency=20.0, noise=0.4),
             "noise 0.6 + consistency 20": replace(steady, consistency=20.0, noise=0.6),
             "half the noise's variance coarse": replace(loud, coarse_noise=0.5),

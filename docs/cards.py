@@ -45,8 +45,8 @@ def card(name: str, place: Place = PLACE) -> str:
         f"- **Data**: {ABOUT[data]}; {result['training_images']:,} images to train on.\n"
         f"- **Classes**: {', '.join(result['classes'])}.\n"
         f"- **Recipe**: Gaussian noise of standard deviation {recipe.noise:g} on every image, and agreement of two "
-        f"noisy copies (weight {recipe.consistency:g}, Jeong and Shin 2020) from epoch {recipe.consistency_from + 1} "
-        f"of {recipe.epochs}; training seed {recipe.seed}. `defendpp train {options} --output RUN` trains such a one; "
+        f"noisy copies (weight {recipe.consistency:g}, Jeong and Shin 2020), {recipe.epochs} epochs in batches of "
+        f"{recipe.batch_size}; training seed {recipe.seed}. `defendpp train {options} --output RUN` trains such a one; "
         f"it took {schedule.spoken(schedule.seconds(Training(subject), place) or 0)} of one to two processor cores.\n"
         f"- **Weights**: {result['id']}, classifier.safetensors.",
         "## Figures",

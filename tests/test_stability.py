@@ -56,15 +56,16 @@ def test_consistency_by_scipy() -> None:
     first, second = (torch.randn(4, 3, generator=generator, dtype=torch.float64) for _ in range(2))
     p, q = (each.softmax(1).numpy() for each in (first, second))
     mean = (p + q) / 2
-    expected = 0.5 * (entropy(mean, p, axis=1) + entropy(mean, q, axis=1)).mean() + 0.5 * entropy(mean, axis=1).mean()
-    assert consistency([first, second]).item() == pytest.approx(expected)
+    apart, blurred = (0.5 * (entropy(mean, p, axis=1) + entropy(mean, q, axis=1))).mean(), entropy(mean, axis=1).mean()
+    assert consistency([first, second], 1).item() == pytest.approx(apart + 0.5 * blurred)
+    assert consistency([first, second], 20).item() == pytest.approx(20 * apart + 0.5 * blurred)
 
 
 def test_agreeing_copies_leave_only_their_entropy() -> None:
     logits = torch.tensor([[100.0, 0.0, 0.0]])
-    assert consistency([logits, logits]).item() == pytest.approx(0, abs=1e-6)
+    assert consistency([logits, logits], 20).item() == pytest.approx(0, abs=1e-6)
     undecided = torch.zeros(1, 4)
-    assert consistency([undecided, undecided], entropy=1).item() == pytest.approx(torch.tensor(4.0).log().item())
+    assert consistency([undecided, undecided], 20, entropy=1).item() == pytest.approx(torch.tensor(4.0).log().item())
 
 
 def test_movement_is_relative() -> None:

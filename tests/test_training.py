@@ -22,7 +22,6 @@ from defendpp.training import (
     Phase,
     _derive,
     alternating,
-    delayed,
     fit,
     joint,
     one_cycle,
@@ -301,15 +300,6 @@ def test_phases() -> None:
         Phase(2, "classification"),
         Phase(5),
     ]
-
-
-def test_a_delayed_term_joins_the_others_later() -> None:
-    first, rest = delayed(5, term="consistency", by=2)
-    assert (first.epochs, rest) == (2, Phase(3))
-    names = ("classification", "consistency", "reconstruction_0")
-    assert [first.has(name) for name in names] == [True, False, True]
-    assert all(rest.has(name) for name in names)
-    assert delayed(5, term="consistency", by=0) == [Phase(5)]
 
 
 def test_the_last_epoch_is_kept_where_it_is_asked_for(data: Data, tmp_path: Path) -> None:

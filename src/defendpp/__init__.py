@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from defendpp.published import card
     from defendpp.recipe import Recipe
     from defendpp.runs import Run, load_run, train
-    from defendpp.training import alternating, delayed, fit, joint, one_cycle, step_decay
+    from defendpp.training import alternating, fit, joint, one_cycle, step_decay
 
 _HOME = {
     "data": ("Data", "Images", "from_tensors", "load"),
     "networks": ("build",),
     "encoder": ("Block", "find_blocks"),
     "objective": ("Defend", "cross_entropy", "defend"),
-    "training": ("alternating", "delayed", "fit", "joint", "one_cycle", "step_decay"),
+    "training": ("alternating", "fit", "joint", "one_cycle", "step_decay"),
     "recipe": ("Recipe",),
     "published": ("card",),
     "runs": ("Run", "load_run", "train"),
@@ -62,7 +62,7 @@ __all__ = [  # noqa: RUF022 - in the order of the data's way
     "build",
     "Block", "find_blocks",
     "Defend", "cross_entropy", "defend",
-    "alternating", "delayed", "fit", "joint", "one_cycle", "step_decay",
+    "alternating", "fit", "joint", "one_cycle", "step_decay",
     "Recipe",
     "card",
     "Run", "load_run", "train",

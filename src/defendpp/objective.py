@@ -55,11 +55,11 @@ def noisy_copies(
 def classification_terms(
     logits: Float[Tensor, "copies classes"], labels: Int[Tensor, " batch"], agreement: float = 0.0
 ) -> Terms:
-    """Cross-entropy, the mean over the copies, and `agreement` times their `consistency` where there are several."""
+    """Cross-entropy, the mean over the copies; and where there are several their `consistency`, of weight `agreement`."""
     copies = logits.split(len(labels))
     terms = {"classification": torch.stack([nn.functional.cross_entropy(each, labels) for each in copies]).mean()}
     if agreement:
-        terms["consistency"] = agreement * consistency(copies)
+        terms["consistency"] = consistency(copies, agreement)
     return terms
 
 

@@ -38,9 +38,7 @@ class Recipe:
     coarse_noise: float = 0.0
     """Share of the noise's variance that is of low frequency."""
     consistency: float = 0.0
-    """Weight of the agreement of two noisy copies of each image (Jeong and Shin 2020)."""
-    consistency_from: int = 0
-    """Epochs before that counts: of a network that knows nothing yet, a large weight makes one that says nothing."""
+    """Weight of the agreement of two noisy copies of each image (Jeong and Shin 2020's λ; their η is 0.5)."""
     bottleneck: float = 0.0
     """Defend++: weight of how far the deepest shared feature map moves between two noisy copies."""
     gradient_penalty: float = 0.0
@@ -131,12 +129,6 @@ class Recipe:
             raise ValueError(f"coarse_noise must be in [0, 1], not {self.coarse_noise}")
         if (self.consistency or self.bottleneck) and not self.noise:
             raise ValueError("consistency and bottleneck compare noisy copies: noise must be above 0")
-        if not 0 <= self.consistency_from < max(1, self.epochs):
-            raise ValueError(
-                f"consistency_from must be at least 0 and below the {self.epochs} epochs, not {self.consistency_from}"
-            )
-        if self.consistency_from and (not self.consistency or self.learning == "alternating"):
-            raise ValueError("consistency_from needs a consistency above 0, and joint learning")
         if self.bottleneck and self.defence != "defend":
             raise ValueError(f'bottleneck needs the shared blocks of defence "defend", not "{self.defence}"')
         for name in ("noise", "full_scale_weight", "scale_weight", "momentum", "weight_decay"):

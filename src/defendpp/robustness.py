@@ -21,8 +21,7 @@ WHITE_BOX: tuple[Protocol, ...] = ("white-box",)
 NOISE = {"mnist": 0.5, "cifar10": 0.25}
 """Standard deviation of the noise, in pixel units."""
 CONSISTENCY = {"mnist": 20.0, "cifar10": 10.0}
-"""Its weight, after `WARM_UP` epochs: from the start so large a weight ends in a network that says nothing."""
-WARM_UP = 4
+"""Its weight."""
 LINF = {"mnist": (0.1, 0.2, 0.3), "cifar10": (2 / 255, 4 / 255, 8 / 255)}
 L2 = {"mnist": (1.0, 1.5, 2.0), "cifar10": (0.25, 0.5)}
 MAIN = {"mnist": 0.2, "cifar10": 2 / 255}
@@ -161,19 +160,19 @@ def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recip
     plain = paper.recipe("none", data, network, scale, seed)
     if role == "0/1 images":
         return replace(plain, defence="binarise")
-    # the gradients of noisy images are large at first
-    loud = replace(plain, noise=NOISE[data], clip_norm=1.0, keep="last")
+    # noise needs many steps rather than large batches; gradients of noisy images are large at first
+    loud = replace(plain, noise=NOISE[data], batch_size=64, clip_norm=1.0, keep="last")
     decoder = replace(
         loud, defence="defend", shared_blocks=paper.recipe("ours", data, network, scale, seed).shared_blocks
     )
-    steady = replace(loud, consistency=CONSISTENCY[data], consistency_from=WARM_UP)
+    steady = replace(loud, consistency=CONSISTENCY[data])
     return {
         "loud": loud,
         "loud, decoder": decoder,
         "loud, full scale": replace(decoder, scale_weight=0.0),
         "loud, hourglass": replace(decoder, decoder="hourglass"),
         "steady": steady,
-        "steady, decoder": replace(decoder, consistency=steady.consistency, consistency_from=WARM_UP),
+        "steady, decoder": replace(decoder, consistency=steady.consistency),
         **{name: replace(steady, width=width) for width, name in WIDE.items()},
     }[role]
 

@@ -39,7 +39,6 @@ from defendpp.training import (
     LearningRate,
     Phase,
     alternating,
-    delayed,
     fit,
     is_main_process,
     joint,
@@ -354,8 +353,6 @@ def _accuracy(classifier: nn.Module, images: Images) -> float:
 
 def _phases(recipe: Recipe) -> list[Phase]:
     if recipe.learning == "joint":
-        if recipe.consistency_from:
-            return delayed(recipe.epochs, term="consistency", by=recipe.consistency_from)
         return joint(recipe.epochs)
     return alternating(
         recipe.cycles,

@@ -43,17 +43,18 @@ def add_noise(images: Images, sigma: float, *, clip: bool = False, coarse: float
     return noisy.clamp(0, 1) if clip else noisy
 
 
-def consistency(logits: Sequence[Logits], *, entropy: float = 0.5) -> Float[Tensor, ""]:
+def consistency(logits: Sequence[Logits], weight: float, *, entropy: float = 0.5) -> Float[Tensor, ""]:
     """How far the predictions of several noisy copies lie apart (Jeong and Shin 2020, arXiv:2006.04062).
 
-    The mean Kullback-Leibler divergence of each copy's distribution from the copies' mean distribution, in nats, plus
-    `entropy` (their η, 0.5) times the entropy of that mean, averaged over the batch.
+    `weight` (their λ) times the mean Kullback-Leibler divergence of each copy's distribution from the copies' mean
+    distribution, in nats, plus `entropy` (their η, 0.5 whatever λ is) times the entropy of that mean, averaged over the
+    batch. A large η makes networks that say the same of everything.
     """
     each = [one.log_softmax(1) for one in logits]
     mean = torch.stack([one.exp() for one in each]).mean(0)
     log_mean = mean.clamp_min(1e-20).log()
     apart = torch.stack([kl_div(one, log_mean, reduction="batchmean", log_target=True) for one in each]).mean()
-    return apart - entropy * (mean * log_mean).sum(1).mean()
+    return weight * apart - entropy * (mean * log_mean).sum(1).mean()
 
 
 def movement(maps: Sequence[Tensor]) -> Float[Tensor, ""]:

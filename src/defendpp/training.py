@@ -45,22 +45,15 @@ class Phase:
     epochs: int
     terms: str = ""
     """Only terms whose name starts with this are trained on; "" is all of them."""
-    without: str = ""
-    """Less those whose name starts with this; "" is none."""
 
     def has(self, term: str) -> bool:
         """Whether a term of this name is trained on."""
-        return term.startswith(self.terms) and not (self.without and term.startswith(self.without))
+        return term.startswith(self.terms)
 
 
 def joint(epochs: int) -> list[Phase]:
     """Joint learning (section 3.4): all terms in every epoch."""
     return [Phase(epochs)]
-
-
-def delayed(epochs: int, *, term: str, by: int) -> list[Phase]:
-    """All terms in every epoch but one, which joins them after `by` epochs."""
-    return [phase for phase in (Phase(by, without=term), Phase(epochs - by)) if phase.epochs > 0]
 
 
 def alternating(cycles: int, *, auto_encoder_epochs: int, classifier_epochs: int, joint_epochs: int) -> list[Phase]:
@@ -183,7 +176,7 @@ def fit(
         execution=execution,
     )
     loop.settings = {
-        "phases": [[phase.epochs, phase.terms, *([phase.without] * bool(phase.without))] for phase in phases],
+        "phases": [[phase.epochs, phase.terms] for phase in phases],
         "learning rates": [learning_rate(epochs * i / 16) for i in range(16)],
         "batch size": batch_size,
         "optimizer": optimizer,
@@ -202,7 +195,7 @@ def fit(
     ]
     if progress and is_main_process():
         callbacks.append(_Bar(epochs))
-    partial_phases = any(phase.terms or phase.without for phase in phases)  # in which some weights get no gradient
+    partial_phases = any(phase.terms for phase in phases)  # in which some weights get no gradient
     version = len([*folder.glob("logs/version_*")])
     interrupt_handler = signal.getsignal(signal.SIGINT)
     every_device = range(torch.cuda.device_count())
