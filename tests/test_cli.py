@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from defendpp import checks, cli, records, report, schedule
+from defendpp import checks, cli, records, report, reproduce, schedule
 from defendpp.checks import Check
+from defendpp.paper import TABLES
 from defendpp.runs import load_run
 
 TINY = ["--width", "4", "--epochs", "1", "--training-images", "64", "--batch-size", "32", "--accelerator", "cpu"]
@@ -54,7 +55,7 @@ def test_the_main_job_train_evaluate_report(
     shown = capsys.readouterr().out
     assert "White-box" in shown
     assert "Transfer" in shown
-    assert str((tmp_path / "e" / "report.html").resolve()) in shown.replace("\n", "")
+    assert str((tmp_path / "e" / "report.html").resolve()) in shown
     made = records.read(tmp_path / "e" / "records")
     assert len(made) == 12 * (3 + 3 * 5 + 2 * 5)
     assert set(made["epsilon"].dropna()) == {0.1, 0.2}
@@ -298,6 +299,7 @@ def test_reproduce_lists_its_jobs_and_does_nothing(tmp_path: Path, capsys: pytes
 def test_reproduce_shows_what_is_there_without_doing_what_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "r").mkdir()
     run("reproduce", "table4", "figure7", "--show", "--results", tmp_path / "r", "--work", tmp_path / "w")
     shown = capsys.readouterr().out
     assert "56.35" in shown  # published
@@ -310,7 +312,36 @@ def test_reproduce_refuses_a_table_that_is_not_there(tmp_path: Path, capsys: pyt
     assert "'table9' is none of the study's tables and figures: table1" in message
     message = fails(capsys, "reproduce", "table1", "--device", "cuda:1", "--results", tmp_path / "r")
     assert "set CUDA_VISIBLE_DEVICES, not device 'cuda:1'" in message
+    message = fails(capsys, "reproduce", "table1", "--workers", "0", "--results", tmp_path / "r")
+    assert message.endswith("workers must be at least 1, not 0")
+    assert "name at least one of table1" in fails(capsys, "reproduce", "--results", tmp_path / "r")
+    message = fails(capsys, "reproduce", "table1", "--show", "--results", tmp_path / "r")
+    assert message.endswith(f"there is nothing to show: {tmp_path / 'r'} is no folder")
     assert not list(tmp_path.iterdir())
+
+
+def test_reproduce_looks_for_what_it_needs_before_any_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    message = fails(capsys, "reproduce", "figure7", "--results", tmp_path / "file", "--work", tmp_path / "w")
+    assert message.endswith(f"{tmp_path / 'file'} cannot be written to: File exists")
+    message = fails(
+        capsys, "reproduce", "table4", "--data-root", tmp_path, "--results", tmp_path / "r", "--work", tmp_path / "w"
+    )
+    assert f"the study needs imagenet-1000 in {tmp_path} (--data-root): " in message
+    assert not any((tmp_path / "w").iterdir())
+
+
+def test_a_table_loses_no_digit_where_it_is_wider_than_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    (tmp_path / "r").mkdir()
+    run("reproduce", "table2", "--show", "--results", tmp_path / "r")
+    shown = capsys.readouterr().out
+    published = TABLES["table2"].rows[0].published
+    assert all(f"{value:.2f}" in shown for value in published.values())
+    assert "Cascade" in shown
+    assert str(tmp_path / "r" / "table2.md") in shown
 
 
 def test_reproduce_prints_what_there_is_where_a_job_fails(
@@ -320,6 +351,7 @@ def test_reproduce_prints_what_there_is_where_a_job_fails(
         raise RuntimeError("1 of 3 jobs failed")
 
     monkeypatch.setattr(schedule, "run", fail)
+    monkeypatch.setattr(reproduce, "check_data", lambda *_: None)
     with pytest.raises(SystemExit, match="1 of 3 jobs failed"):
         run("reproduce", "figure7", "--results", tmp_path / "r", "--work", tmp_path / "w")
     assert "figure7" in capsys.readouterr().out

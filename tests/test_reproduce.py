@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from defendpp import paper, records, reproduce, threats
+from defendpp import paper, records, reproduce, robustness, threats
 from defendpp.adaptive import against_decoder
 from defendpp.data import Data, from_tensors, load
 from defendpp.purifier import Purified
@@ -44,15 +45,29 @@ def place(digits: Data, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pl
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paper, "_plain", small)
         patch.setattr(reproduce, "_data", lambda *_: digits)
+        robustness.recipe.cache_clear()
         for each in (SOURCE, OTHER, OURS, PURIFIED):
             perform(Training(each), made)
         yield made
     reproduce._run.cache_clear()
+    robustness.recipe.cache_clear()
 
 
 def rows(job: Measurement, place: Place) -> pd.DataFrame:
     perform(job, place)
     return records.read(job.file(place))
+
+
+def test_a_training_whose_kept_result_is_of_other_weights_is_not_done(place: Place, tmp_path: Path) -> None:
+    other = Place(tmp_path / "results", place.work)
+    kept = Training(OURS).file(other)
+    kept.parent.mkdir(parents=True)
+    theirs = json.loads(Training(OURS).file(place).read_text()) | {"id": "another"}
+    kept.write_text(json.dumps(theirs | {"result": theirs["result"] | {"seconds": 1.0}}))
+    for _ in range(2):  # what was refused once is refused again
+        assert not Training(OURS).is_done(other)
+        with pytest.raises(FileExistsError, match=r"of other weights than .*--results NEW"):
+            perform(Training(OURS), other)
 
 
 def test_a_training_leaves_its_result_beside_the_records(place: Place) -> None:

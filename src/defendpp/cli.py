@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -376,17 +377,24 @@ def reproduce(
         ray: Address of a Ray cluster whose machines share these folders; auto for the one this machine belongs to.
     """
     from defendpp import paper, schedule, study
+    from defendpp.reproduce import check_data
     from defendpp.study import Place
 
     known = (*study.TABLES, *paper.FIGURES)
     if ":" in device:
         raise ValueError(f"the study uses the first card that it sees: set CUDA_VISIBLE_DEVICES, not device {device!r}")
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}")
+    if not names:
+        raise ValueError(f"name at least one of {', '.join(known)}, or all")
     if unknown := [name for name in names if name not in (*known, "all")]:
         raise ValueError(f"{unknown[0]!r} is none of the study's tables and figures: {', '.join(known)}, all")
     wanted = study.NAMES if "all" in names else tuple(dict.fromkeys(names))
     kept = results or Path("results", "study" if scale == "cpu" else "study-paper")
     place = Place(kept.absolute(), work.absolute())
     failed: RuntimeError | None = None
+    if show and not place.results.is_dir():
+        raise ValueError(f"there is nothing to show: {place.results} is no folder")
     if not show:
         jobs = study.plan(wanted, scale)
         left = study.missing(jobs, place)
@@ -397,6 +405,8 @@ def reproduce(
             if device != "auto" and not ray:
                 _device(device)
             root = data_root.absolute() if data_root else None
+            _writable(place.results, place.work)
+            check_data(left, root)
             do = schedule.Doing(place, root, device, bar=workers == 1 and not ray)
             try:
                 schedule.run(jobs, left, do, workers=workers, address=ray)
@@ -414,10 +424,25 @@ def _print_reproduced(name: str, scale: Literal["cpu", "paper"], place: "Place")
     from defendpp import study, study_report
 
     console = Console()
-    if name in study.TABLES:
-        console.print(study_report.write_table(name, scale, place))
-    else:
+    if name not in study.TABLES:
         console.print(study_report.write_figure(name, scale, place))
+        return
+    table = study_report.write_table(name, scale, place)
+    # a line that the terminal breaks is better than a number that lost its last digits
+    width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
+    Console(width=width).print(table)
+    print(f"{place.results / name}.md")
+
+
+def _writable(*folders: Path) -> None:
+    """Make the folders, or refuse those that cannot be written to: a `ValueError`."""
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as problem:
+            raise ValueError(f"{folder} cannot be written to: {problem.strerror}") from problem
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -4,6 +4,7 @@ Each function returns a matplotlib figure, which `save` writes; nothing of pyplo
 (data, network, protocol, source, n) is said in the `title` that the caller gives.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import count, pairwise
@@ -121,7 +122,7 @@ def figure6(
     for name, points in (reported or {}).items():
         _check_curve(name, points, {"budget", "value"})
     figure = Figure(figsize=(9.0, 4.4), layout="constrained", facecolor="white")
-    figure.suptitle(_plain(title))
+    _entitle(figure, title)
     for axes, (heading, curves) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
         sizes = sorted({n for curve in curves.values() for n in curve["n"].tolist()})
         n = " to ".join(dict.fromkeys(f"{size:,}" for size in sizes[:1] + sizes[-1:]))
@@ -175,7 +176,7 @@ def figure8(removals: Mapping[str, Arrays], *, title: str = "") -> Figure:
     if not removals:
         raise ValueError("figure 8 needs at least one network, but got none")
     figure = Figure(figsize=(5.6, 4.6), layout="constrained", facecolor="white")
-    figure.suptitle(_plain(title))
+    _entitle(figure, title)
     axes = figure.add_subplot()
     edges = BIN * np.arange(round(2 / BIN) + 1)
     for i, (name, arrays) in enumerate(removals.items()):
@@ -266,7 +267,7 @@ def _grid(rows: int, columns: int, title: str, extra: float = 0.0) -> tuple[Figu
     figure = Figure(
         figsize=(1.0 + 1.25 * columns, 0.4 + (1.2 + extra / 2) * rows), layout="constrained", facecolor="white"
     )
-    figure.suptitle(_plain(title))
+    _entitle(figure, title)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -292,6 +293,11 @@ def _look(i: int) -> dict[str, Any]:
 def _open(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
+
+
+def _entitle(figure: Figure, title: str) -> None:
+    """The title in as many lines as the figure's width asks for, at about nine letters an inch."""
+    figure.suptitle(_plain(textwrap.fill(title, max(20, int(9 * figure.get_figwidth())))))
 
 
 def _plain(text: str) -> str:

@@ -55,7 +55,7 @@ def noisy_copies(
 def classification_terms(
     logits: Float[Tensor, "copies classes"], labels: Int[Tensor, " batch"], agreement: float = 0.0
 ) -> Terms:
-    """Cross-entropy, the mean over the copies; and where there are several their `consistency`, of weight `agreement`."""
+    """Cross-entropy, the mean over the copies; with a weight for their `agreement`, also their `consistency`."""
     copies = logits.split(len(labels))
     terms = {"classification": torch.stack([nn.functional.cross_entropy(each, labels) for each in copies]).mean()}
     if agreement:

@@ -25,7 +25,7 @@ NETWORKS = {
     "Defend++": replace(UNDEFENDED, defence="defend"),
     f"noise {NOISE}": replace(UNDEFENDED, noise=NOISE),
     f"Defend++ + noise {NOISE}": replace(UNDEFENDED, defence="defend", noise=NOISE),
-    f"noise {NOISE} + consistency": replace(UNDEFENDED, noise=NOISE, consistency=5.0, keep="last"),
+    f"noise {NOISE} + consistency": replace(UNDEFENDED, noise=NOISE, consistency=10.0, keep="last"),
 }
 EPSILON = 0.2
 """The L∞ budget of the paper for MNIST, in pixel units."""

@@ -7,7 +7,7 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -20,6 +20,7 @@ from defendpp import data as datasets
 from defendpp import evaluation, figure_data, paper, records
 from defendpp.adaptive import with_objectives
 from defendpp.data import Data, Images
+from defendpp.data.dataset import cache_folder
 from defendpp.evaluation import Network, Progress
 from defendpp.execution import Execution
 from defendpp.files import write_arrays, write_whole
@@ -86,8 +87,9 @@ def _train(job: Training, place: Place, data_root: Path | None, device: str | No
     kept = job.file(place)
     if kept.exists() and json.loads(kept.read_text()).get("id") != trained["id"]:
         raise FileExistsError(
-            f"{kept} is of other weights than this training of {job.subject} came to (another machine, or other "
-            "versions): its records would be of two networks; keep them apart with other results"
+            f"{kept} is of other weights than {folder}, which this training of {job.subject} came to (another machine, "
+            "number of threads or version): give the study a new folder, --results NEW, or its tables would mix two "
+            "networks"
         )
     text = json.dumps(trained, indent=2) + "\n"
     write_whole(kept, lambda path: path.write_text(text))
@@ -204,6 +206,32 @@ def _is_finished(folder: Path) -> bool:
         return "result" in json.loads((folder / "run.json").read_text())
     except FileNotFoundError:
         return False
+
+
+def check_data(jobs: Sequence[Job], data_root: Path | None) -> None:
+    """Load, and download, the images that these jobs need, before any of them is begun.
+
+    Raises `ValueError`, in one sentence, where that cannot be done.
+    """
+    needed = set()
+    for job in jobs:
+        for subject in job.subjects if isinstance(job, Picture) else [_shown(job)]:
+            recipe = subject.recipe
+            is_trained_on = isinstance(job, Training) and recipe.epochs > 0
+            name = recipe.data if is_trained_on else TESTED_ON.get(recipe.data, recipe.data)
+            needed.add((name, recipe.image_size, recipe.split_seed))
+    for name, image_size, seed in sorted(needed, key=str):
+        try:
+            _data(name, data_root, image_size, seed)
+        except (ValueError, OSError, RuntimeError) as problem:
+            place = data_root or cache_folder()
+            raise ValueError(f"the study needs {name} in {place} (--data-root): {problem}") from problem
+
+
+def _shown(job: Training | Making | Measurement) -> Subject:
+    if isinstance(job, Training):
+        return job.subject
+    return job.source if isinstance(job, Making) else job.target
 
 
 @lru_cache(maxsize=2)

@@ -78,14 +78,20 @@ def run(jobs: Sequence[Job], left: Sequence[Job], do: Doing, *, workers: int = 1
         else:
             outcome = f"failed: {' '.join(str(problem).split())}"
             first.append(f"{job}: {problem}")
-        seconds = seconds_left([*waiting.values()], finished[-200:], do.place) / workers
-        print(f"[{len(left) - len(waiting)}/{len(left)}, {spoken(seconds)} left] {job}: {outcome}", flush=True)
+        print(f"[{len(left) - len(waiting)}/{len(left)}, {remaining()} left] {job}: {outcome}", flush=True)
 
+    def begun(job: Job) -> None:
+        print(f"begun: {job}", flush=True)
+
+    def remaining() -> str:
+        return spoken(seconds_left([*waiting.values()], finished[-200:], do.place) / side_by_side(workers))
+
+    print(f"{len(left)} of {len(jobs)} jobs to do: about {remaining()}", flush=True)
     if workers == 1 and address is None:
-        failed = in_order(left, do, told)
+        failed = in_order(left, do, told, begun)
     else:
         gpus = int(do.device.startswith("cuda"))
-        failed = on_ray(left, do, told, address=address, workers=workers, gpus=gpus)
+        failed = on_ray(left, do, told, begun, address=address, workers=workers, gpus=gpus)
     if failed:
         raise RuntimeError(f"{failed} of {len(left)} jobs failed, the first: {first[0]}")
 
@@ -97,8 +103,13 @@ def listing(jobs: Sequence[Job], left: Sequence[Job], place: Place, workers: int
     for job in jobs:
         state = "to do" if job.key in waiting else "done" if job.is_done(place) else "not needed"
         print(f"{state:10}  {job}")
-    took = seconds_left(left, done, place) / workers
+    took = seconds_left(left, done, place) / side_by_side(workers)
     print(f"{len(jobs)} jobs, {len(left)} to do: about {spoken(took)} on {workers} worker{'s' * (workers > 1)}")
+
+
+def side_by_side(workers: int) -> int:
+    """How many of so many workers this machine has cores for."""
+    return min(workers, os.cpu_count() or 1)
 
 
 def spoken(duration: float) -> str:
@@ -210,12 +221,16 @@ def seconds(job: Job, place: Place) -> float | None:
     return None
 
 
-def in_order(jobs: Sequence[Job], do: Do, told: Told) -> int:
-    """Do the jobs one after the other; those that need one that failed are failed too. Returns how many failed."""
+def in_order(jobs: Sequence[Job], do: Do, told: Told, begun: Do = lambda _: None) -> int:
+    """Do the jobs one after the other, `begun` before each; those that need one that failed are failed too.
+
+    Returns how many failed.
+    """
     failed: dict[str, BaseException] = {}
     for job in jobs:
         problem = _inherited(job, failed)
         if problem is None:
+            begun(job)
             try:
                 do(job)
             except (ValueError, OSError, RuntimeError) as error:
@@ -227,7 +242,14 @@ def in_order(jobs: Sequence[Job], do: Do, told: Told) -> int:
 
 
 def on_ray(
-    jobs: Sequence[Job], do: Do, told: Told, *, address: str | None = None, workers: int = 2, gpus: int = 0
+    jobs: Sequence[Job],
+    do: Do,
+    told: Told,
+    begun: Do = lambda _: None,
+    *,
+    address: str | None = None,
+    workers: int = 2,
+    gpus: int = 0,
 ) -> int:
     """`in_order`, but side by side on a Ray cluster or on `workers` local processes: always the first jobs whose needs
     are done, as many as there is room for.
@@ -267,6 +289,7 @@ def on_ray(
                     continue
                 waiting.remove(ready)
                 if inherited is None:
+                    begun(job)
                     running[remote.remote(do, job)] = job
                 else:
                     finish(job, inherited)

@@ -80,8 +80,15 @@ class Training:
         return [Training(source)] if source.recipe.hash in (recipe.start, recipe.attacked_run) else []
 
     def is_done(self, place: Place) -> bool:
-        """Whether weights and result are there."""
-        return self.file(place).exists() and (place.run(self.subject.recipe) / "classifier.safetensors").exists()
+        """Whether weights and result are there, and of one training: the results may have come from elsewhere."""
+        run = place.run(self.subject.recipe)
+        if not (run / "classifier.safetensors").exists():
+            return False
+        try:
+            kept, trained = (json.loads(path.read_text()) for path in (self.file(place), run / "run.json"))
+        except FileNotFoundError:
+            return False
+        return bool({**kept, "id": None} == {**trained, "id": None})
 
     def file(self, place: Place) -> Path:
         """The result, a copy of the run's `run.json`."""

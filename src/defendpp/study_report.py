@@ -47,7 +47,7 @@ def write_figure(name: str, scale: Scale, place: Place) -> str:
             curves["transfer"],
             curves["white-box"],
             source=NETWORKS["source"],
-            title=f"{title} (MNIST, “{scale}” scale)",
+            title=f"{title} (MNIST, “{scale}” scale{_unfinished(curves)})",
         )
     else:
         found = _stored(arrays)
@@ -62,6 +62,13 @@ def write_figure(name: str, scale: Scale, place: Place) -> str:
     path = place.results / f"{name}.png"
     figures.save(drawn, path)
     return f"{name}: {FIGURES[name]}: {path}"
+
+
+def _unfinished(curves: dict[str, dict[str, pd.DataFrame]]) -> str:
+    """That points of figure 6 are missing, where they are."""
+    points = sum(len(curve) for panel in curves.values() for curve in panel.values())
+    wanted = 2 * len(NETWORKS) * (1 + len(paper.FIGURE6_EPSILONS))
+    return "" if points == wanted else f"; {points} of {wanted} points measured so far"
 
 
 def _stored(path: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -37,7 +37,7 @@ class Attack:
     def __str__(self) -> str:
         if self.epsilon is None:
             return self.name
-        return f"{self.name} {self.epsilon:g}" + (
+        return f"{self.name} {'L2 ' if self.norm == 'l2' else ''}{self.epsilon:g}" + (
             f", {self.settings['levels']} levels" if "levels" in self.settings else ""
         )
 
