@@ -34,10 +34,12 @@ def candidates(data: str) -> dict[str, Recipe]:
     decoder = robustness.recipe("loud, decoder", data, "resnet18", "cpu", 1)
     levels = (0.3, 0.4, 0.5, 0.6, 0.7) if data == "mnist" else (0.12, 0.25)
     made = {f"noise {level:g}": replace(loud, noise=level) for level in levels}
-    weights = (5.0, 10.0, 20.0, 50.0) if data == "mnist" else (10.0,)
+    weights = (5.0, 10.0, 20.0, 60.0) if data == "mnist" else (5.0, 10.0, 20.0)
     made |= {f"noise {steady.noise:g} + consistency {each:g}": replace(steady, consistency=each) for each in weights}
     if data == "mnist":
         made |= {
+            "noise 0.5 + consistency 20 in batches of 128": replace(steady, consistency=20.0, batch_size=128),
+            "noise 0.5 + consistency 20 in batches of 32": replace(steady, consistency=20.0, batch_size=32),
             "noise 0.4 + consistency 20": replace(steady, consistency=20.0, noise=0.4),
             "noise 0.6 + consistency 20": replace(steady, consistency=20.0, noise=0.6),
             "half the noise's variance coarse": replace(loud, coarse_noise=0.5),

@@ -38,7 +38,7 @@ def write_figure(name: str, scale: Scale, place: Place) -> str:
     arrays = Picture(name, scale).file(place)
     if name != "figure6" and not arrays.exists():
         return f"{name}: {FIGURES[name]}: not measured yet"
-    title = f"{name.replace('f', 'F')}. {FIGURES[name]}"
+    title = f"{name.replace('figure', 'Figure ')}. {FIGURES[name]}"
     if name == "figure6":
         curves = _curves(scale, place)
         if not any(curves.values()):
@@ -58,7 +58,9 @@ def write_figure(name: str, scale: Scale, place: Place) -> str:
         elif name == "figure7":
             drawn = figures.figure7(found[""], title=f"{title}: FGSM 0.2 on an undefended network, “{scale}” scale")
         else:
-            drawn = figures.figure8(found, title=f"{name.replace('f', 'F')}. FGSM 0.2 on MNIST, “{scale}” scale")
+            drawn = figures.figure8(
+                found, title=f"{name.replace('figure', 'Figure ')}. FGSM 0.2 on MNIST, “{scale}” scale"
+            )
     path = place.results / f"{name}.png"
     figures.save(drawn, path)
     return f"{name}: {FIGURES[name]}: {path}"
