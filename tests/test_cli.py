@@ -293,6 +293,8 @@ def test_reproduce_lists_its_jobs_and_does_nothing(tmp_path: Path, capsys: pytes
         "to do       arrays of figure7",
     ]
     assert total.startswith("3 jobs, 3 to do: about ")
+    run("reproduce", "figure7", "figure2", "figure7", "--dry-run", "--results", tmp_path / "r")
+    assert len(capsys.readouterr().out.splitlines()) == 5  # figure 2 needs no network
     assert not list(tmp_path.iterdir())
 
 

@@ -389,7 +389,7 @@ def reproduce(
         raise ValueError(f"name at least one of {', '.join(known)}, or all")
     if unknown := [name for name in names if name not in (*known, "all")]:
         raise ValueError(f"{unknown[0]!r} is none of the study's tables and figures: {', '.join(known)}, all")
-    wanted = study.NAMES if "all" in names else tuple(dict.fromkeys(names))
+    wanted = tuple(dict.fromkeys(each for name in names for each in (study.NAMES if name == "all" else (name,))))
     kept = results or Path("results", "study" if scale == "cpu" else "study-paper")
     place = Place(kept.absolute(), work.absolute())
     failed: RuntimeError | None = None
