@@ -136,6 +136,8 @@ def test_the_cost_follows_what_is_computed() -> None:
     assert cost(bim) == pytest.approx(attack * 202 / 4)
     assert cost(Making(SOURCE, threats.bim(0.2, steps=100), 1000)) == pytest.approx(cost(bim) / 10)
     assert cost(Training(replace(OURS, role="adv-pgd"))) > 2 * train
+    certificate = Measurement(SOURCE, SOURCE, threats.smoothing(0.5, samples=1000), 10)
+    assert cost(certificate) == pytest.approx(cost(Measurement(SOURCE, SOURCE)) / 1000 * 501)
 
 
 def test_flops_of_a_convolution_by_hand() -> None:

@@ -27,7 +27,7 @@ from defendpp.study import Job, Making, Measurement, Picture, Place, Training
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "imagenet": (3, 224, 224)}
 TEST_IMAGES = {"mnist": 10_000, "cifar10": 10_000, "imagenet": 300}
 TRAINING_IMAGES = {"mnist": 55_000, "cifar10": 45_000, "imagenet": 10_000, "imagenet-1000": 700}
-LONG = {"cascade": 400, "auto_attack": 4000, "square": 2500, "smoothing": 10_000}
+LONG = {"cascade": 400, "auto_attack": 4000, "square": 2500}
 """Gradient passes for an image that resists, where an attack's settings do not tell."""
 RATE = 2e10
 """FLOP a second of one core, until finished jobs tell."""
@@ -176,6 +176,8 @@ def steps(job: Making | Measurement) -> int:
     settings = job.attack.settings
     if job.attack.name in LONG:
         return LONG[job.attack.name]
+    if job.attack.name == "smoothing":  # forward passes only
+        return int(settings["samples"]) // 2
     return int(settings.get("iterations", 1) * settings.get("search_steps", 1) * settings.get("steps", 1))
 
 
