@@ -173,8 +173,10 @@ def test_recipes_differ_in_their_hash_and_say_what_they_are() -> None:
             {"defence": "binarise", "consistency": 1.0},
             "consistency goes with the defences none and defend, not with bin",
         ),
-        ({"clean_weight": 1.5}, r"clean_weight must be in \[0, 1\], not 1\.5"),
-        ({"attack": "fgsm", "attack_steps": 3}, "only pgd and ddn have them, not 3"),
+        ({"defence": "adversarial", "clean_weight": 1.5}, r"clean_weight must be in \[0, 1\], not 1\.5"),
+        ({"defence": "adversarial", "attack": "fgsm", "attack_steps": 3}, "only pgd and ddn have them, not 3"),
+        ({"defence": "none", "decoder": "hourglass"}, 'decoder goes with the defence "defend", not with "none"'),
+        ({"defence": "defend", "attack": "fgsm"}, 'attack goes with the defence "adversarial", not with "defend"'),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(settings: dict[str, object], message: str) -> None:

@@ -5,6 +5,13 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
+OF_ONE_DEFENCE = {
+    "defend": ("decoder", "targets", "scales", "full_scale_weight", "scale_weight", "shared_blocks"),
+    "adversarial": ("attack", "attack_epsilon", "attack_steps", "clean_weight"),
+    "comdefend": ("mean_pixel",),
+}
+"""Fields that say nothing with another defence, and so are refused with it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -160,6 +167,10 @@ class Recipe:
                 f"ComDefend goes in front of the classifier of a run, start, and has noise of its own, but start is "
                 f"{self.start} and noise {self.noise}"
             )
+        for defence, names in OF_ONE_DEFENCE.items():
+            for name in names if self.defence != defence else ():
+                if getattr(self, name) != getattr(Recipe, name):
+                    raise ValueError(f'{name} goes with the defence "{defence}", not with "{self.defence}"')
 
     @property
     def hash(self) -> str:
