@@ -103,10 +103,12 @@ def test_interrupted_and_started_again_it_repeats_nothing(tmp_path: Path, monkey
             raise KeyboardInterrupt
         did.append(job.key)
         job.file(place).parent.mkdir(parents=True, exist_ok=True)
-        job.file(place).touch()
+        job.file(place).write_text("{}")
         if isinstance(job, Training):
-            (place.run(job.subject.recipe) / "classifier.safetensors").parent.mkdir(parents=True)
-            (place.run(job.subject.recipe) / "classifier.safetensors").touch()
+            run = place.run(job.subject.recipe)
+            run.mkdir(parents=True)
+            (run / "run.json").write_text("{}")
+            (run / "classifier.safetensors").touch()
 
     monkeypatch.setattr(schedule, "perform", perform)
     monkeypatch.setattr(schedule, "seconds", lambda *_: None)

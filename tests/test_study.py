@@ -113,9 +113,14 @@ def test_what_is_done_needs_nothing_any_more(place: Place) -> None:
 def test_a_training_is_done_with_its_result_and_its_weights(place: Place) -> None:
     job = Training(OURS)
     touch(job.file(place))
+    job.file(place).write_text('{"result": 1, "id": "a"}')
     assert not job.is_done(place)  # the weights stayed on another machine
     touch(place.run(OURS.recipe) / "classifier.safetensors")
+    assert not job.is_done(place)
+    (place.run(OURS.recipe) / "run.json").write_text('{"result": 1}')
     assert job.is_done(place)
+    (place.run(OURS.recipe) / "run.json").write_text('{"result": 2}')
+    assert not job.is_done(place)  # it was trained once more
 
 
 def test_a_network_that_starts_from_another_waits_for_it() -> None:
