@@ -47,7 +47,7 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
         + " and ".join(f"{paper.EPSILON[data]:g} ({shown})" for data, shown in robustness.DATA.items())
         + " for Adv. FGSM and Adv. PGD, which may be larger than those it is measured at; Adv. DDN has none but a "
         "largest L2 norm.\n"
-        "- **Training seeds** 1, 2, 3 on MNIST, except for the dearest attacks, else 1. Attacks: seed 0.\n"
+        f"- **Training seeds** 1, 2, 3 on MNIST at {', '.join(robustness.OVER_SEEDS)}, else 1. Attacks: seed 0.\n"
         "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "
         "where that is wider. Differences are paired, image by image, and as on the study's page; none is corrected "
         "for their number.\n"
@@ -121,7 +121,8 @@ def questions(data: str) -> list[Question]:
             columns=tuple(name for name, (norm, _) in robustness.budgets(data).items() if norm == "linf"),
         ),
     ]
-    return [each for each in asked if {row for pair in each.pairs for row in pair} <= names]
+    rows = {name: {row.name for row in table.rows} for name, table in robustness.TABLES.items()}
+    return [each for each in asked if {row for pair in each.pairs for row in pair} <= rows[each.table]]
 
 
 def _chosen(data: str, record: Path) -> list[str]:

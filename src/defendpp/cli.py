@@ -604,7 +604,7 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
 
 @contextmanager
 def _bar() -> "Iterator[Progress]":
-    """A bar for each piece of work, with the time left; finished ones stay as they ended."""
+    """A bar for the piece of work at hand, with the time left."""
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,

@@ -70,5 +70,6 @@ def attack_networks(
         source=runs[0],
         transferred=chosen,
         shown=threats.bim(EPSILON, steps=40),
+        checked_on=15,  # the checks of more images would take as long as the attacks
         progress=progress,
     )

@@ -28,6 +28,8 @@ MAIN = {"mnist": 0.2, "cifar10": 2 / 255}
 """The L∞ budget that the figures of record are for; on CIFAR-10 AutoAttack also at L2 0.5."""
 RADII = {"mnist": (0.5, 1.0, 1.5), "cifar10": (0.25, 0.5, 0.75)}
 """Larger ones are out of reach of so many copies, whatever the network."""
+OVER_SEEDS = ("L∞ 0.2", "L∞ 0.3", "L2 1.5")
+"""Budgets for which every training seed is attacked; for the others the first."""
 ROBUST_ON = {"mnist": 1000, "cifar10": 500}
 RECORDED_ON = {"mnist": 10_000, "cifar10": 1000}
 CERTIFIED_ON, COPIES = {"mnist": 500, "cifar10": 200}, {"mnist": 20_000, "cifar10": 10_000}
@@ -56,7 +58,10 @@ def _robust(data: str) -> Table:
     """Every row under the cascade at every budget."""
     columns = (
         Column("Clean", "Clean", protocols=WHITE_BOX),
-        *(Column(name, name, protocols=WHITE_BOX, images=ROBUST_ON[data]) for name in budgets(data)),
+        *(
+            Column(name, name, protocols=WHITE_BOX, images=ROBUST_ON[data], once=name not in OVER_SEEDS)
+            for name in budgets(data)
+        ),
     )
     is_digits = data == "mnist"  # photographs are dear: the parts of the decoder are told apart on digits
     rows = (
@@ -75,7 +80,7 @@ def _robust(data: str) -> Table:
 
 
 def _record(data: str) -> Table:
-    """The main rows under every attack there is, and certified."""
+    """The main rows, on photographs the recommended one alone, under every attack there is, and certified."""
     main = f"L∞ {named(MAIN[data])}"
     few, is_digits = ROBUST_ON[data], data == "mnist"
     decoders = ("bottleneck", "decoder") if is_digits else ()  # no row on photographs has one
@@ -92,8 +97,7 @@ def _record(data: str) -> Table:
     )  # fmt: skip
     rows = (
         Row("noise + consistency", "steady", {}),
-        Row("noise", "loud", {}),
-        *((Row("noise + decoder", "loud, decoder", {}),) if is_digits else ()),
+        *((Row("noise", "loud", {}), Row("noise + decoder", "loud, decoder", {})) if is_digits else ()),
     )
     return Table(f"{DATA[data]}: figures of record", data, rows, columns)
 
