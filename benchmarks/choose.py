@@ -37,7 +37,7 @@ def candidates(data: str) -> dict[str, Recipe]:
     weights = (5.0, 10.0, 20.0, 60.0) if data == "mnist" else (5.0, 10.0, 20.0)
     made |= {f"noise {steady.noise:g} + consistency {each:g}": replace(steady, consistency=each) for each in weights}
     if data == "cifar10":
-        made |= {f"noise {level:g} + consistency 10": replace(steady, noise=level) for level in (0.12, 0.18)}
+        made |= {f"noise {level:g} + consistency 10": replace(steady, noise=level) for level in (0.18, 0.25)}
     else:
         made |= {
             "noise 0.5 + consistency 20 in batches of 128": replace(steady, consistency=20.0, batch_size=128),
