@@ -8,7 +8,7 @@ from scipy.stats import norm
 from study_records import store
 
 from defendpp import paper, tables
-from defendpp.robustness import RADII, ROLES, TABLES, attacks, named, recipe, says_something
+from defendpp.robustness import RADII, ROLES, TABLES, attacks, fitting, named, recipe
 from defendpp.study import Making, Measurement, Place, Training, cell, plan
 
 
@@ -56,7 +56,7 @@ def test_no_cell_is_without_a_measurement_or_its_needs(name: str) -> None:
         for column in table.columns:
             seeds = of(name, row.name, column.name)
             made = recipe(row.role, table.data, row.network, "cpu", 1)
-            if column.attack != "Clean" and not says_something(attacks(table.data)[column.attack], made):
+            if column.attack != "Clean" and fitting(attacks(table.data)[column.attack], made) is None:
                 assert seeds == []
                 continue
             assert len(seeds) == (3 if table.data == "mnist" and not column.once else 1)
@@ -93,11 +93,16 @@ def test_thresholds_are_attacked_through_both_gradients() -> None:
         assert [each.through for each in group] == ["straight-through", "identity"]
 
 
+def test_thresholds_are_attacked_by_pixel_flips_in_l2() -> None:
+    ((flips,),) = of("robust-mnist", "0/1 images", "L2 2")
+    assert flips.attack is not None
+    assert (flips.attack.name, flips.attack.epsilon, flips.through) == ("pixel_flips", 2.0, "identity")
+    ((usual,),) = of("robust-mnist", "noise", "L2 2")
+    assert usual.attack is not None
+    assert usual.attack.name == "cascade"
+
+
 def test_attacks_that_say_nothing_of_a_network_are_left_out_with_a_reason(place: Place) -> None:
-    table = tables.printed("robust-mnist", "cpu", place)
-    reasons = {name: {each.reason for each in cells} for name, _, cells in table.rows}
-    assert reasons["0/1 images"] == {"missing", "unfit"}
-    assert reasons["noise"] == {"missing"}
     table = tables.printed("record-mnist", "cpu", place)
     reasons = {name: {each.reason for each in cells} for name, _, cells in table.rows}
     assert (reasons["noise"], reasons["noise + decoder"]) == ({"missing", "unfit"}, {"missing"})

@@ -52,6 +52,7 @@ ATTACKS = (
     "pgd",
     "auto_pgd",
     "square",
+    "pixel_flips",
     "adaptive_bottleneck",
     "adaptive_reconstruction",
     "cascade",

@@ -142,15 +142,17 @@ def attacks(data: str) -> dict[str, Attack]:
     }
 
 
-def says_something(attack: Attack, recipe: Recipe) -> bool:
-    """Whether an attack can tell anything of a network that was trained so.
+def fitting(attack: Attack, recipe: Recipe) -> Attack | None:
+    """What tells of a network that was trained so what `attack` tells of others; None where nothing does.
 
     Adaptive attacks need a decoder. In front of a threshold an L2 budget buys a few pixels that cross it, and steps
-    along a gradient spread it over all: such an attack fails for the wrong reason.
+    along a gradient spread it over all, so that they fail for the wrong reason: pixel flips take their place.
     """
-    if attack.name.startswith("adaptive"):
-        return recipe.defence == "defend"
-    return recipe.defence != "binarise" or attack.norm != "l2"
+    if attack.name.startswith("adaptive") and recipe.defence != "defend":
+        return None
+    if attack.norm == "l2" and attack.epsilon is not None and recipe.defence == "binarise":
+        return threats.pixel_flips(attack.epsilon)
+    return attack
 
 
 @cache

@@ -279,7 +279,6 @@ def cell(
             continue
         attack = attacks[column.attack]
         few, many = (column.images or count(target, column.attack, white_box=is_white) for is_white in (True, False))
-        ways = ("straight-through", "identity") if role in ("comdefend", "0/1 images") else ("",)
         if row.role == "comdefend-wb":
             if "transfer" in column.protocols:
                 transfer.append([Measurement(target, target, attack, few, "bare")])
@@ -289,12 +288,21 @@ def cell(
         if source == target and transfer:
             white_box.append(transfer[-1])
         elif source in (target, target.source) and "white-box" in column.protocols:
-            every = [attacks[name] for name in (column.attack, *column.also)]
-            fit = [each for each in every if robustness.says_something(each, target.recipe)]
-            if attack in fit:
-                white_box.append([Measurement(target, target, each, few, way) for each in fit for way in ways])
+            every = [robustness.fitting(attacks[name], target.recipe) for name in (column.attack, *column.also)]
+            if every[0] is not None:
+                fit = [each for each in every if each is not None]
+                white_box.append(
+                    [Measurement(target, target, each, few, way) for each in fit for way in _ways(role, each)]
+                )
                 white_box[-1] += [Measurement(target, source, attacks[column.twin], few)] if column.twin else []
     return transfer, white_box
+
+
+def _ways(role: str, attack: Attack) -> tuple[str, ...]:
+    """How gradients pass what stands in front of the classifier of this role, if anything does."""
+    if role not in ("comdefend", "0/1 images"):
+        return ("",)
+    return ("identity",) if attack.name == "pixel_flips" else ("straight-through", "identity")
 
 
 def figure6(scale: Scale) -> dict[tuple[str, str], list[Measurement]]:

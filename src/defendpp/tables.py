@@ -30,8 +30,7 @@ REASONS = {
     "quoted": "quoted by the paper from Jia et al. (2019), at L∞ 16/255",
     "missing": "not measured yet",
     "clean": "the same as above: no attack",
-    "unfit": "this attack says nothing of this network: it has no decoder to attack, or steps of an L2 attack do "
-    "not get a pixel over its threshold",
+    "unfit": "this attack needs a decoder, and the network has none",
 }
 
 

@@ -114,6 +114,12 @@ def square(epsilon: float, *, queries: int = 5000) -> Attack:
     return _fixed("square", epsilon, {"queries": queries}, attacks.square, is_random=True)
 
 
+def pixel_flips(epsilon: float, *, threshold: float = 0.5, steps: int = 100, candidates: int = 8) -> Attack:
+    """Pixels moved across the threshold in front of a classifier, with an L2 budget in pixel units."""
+    settings = {"threshold": threshold, "steps": steps, "candidates": candidates}
+    return _fixed("pixel_flips", epsilon, settings, attacks.pixel_flips, norm="l2")
+
+
 def auto_attack(epsilon: float, *, norm: Norm = "linf") -> Attack:
     """AutoAttack standard (Croce and Hein 2020, arXiv:2003.01690), as the package pyautoattack has it.
 

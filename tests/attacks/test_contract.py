@@ -9,7 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defendpp.attacks import AttackResult, auto_pgd, bim, carlini_wagner, cascade, ddn, fgsm, minimal_pgd, pgd, square
+from defendpp.attacks import (
+    AttackResult,
+    auto_pgd,
+    bim,
+    carlini_wagner,
+    cascade,
+    ddn,
+    fgsm,
+    minimal_pgd,
+    pgd,
+    pixel_flips,
+    square,
+)
 
 Attack = Callable[..., AttackResult]
 Digits = tuple[nn.Module, Tensor, Tensor]
@@ -35,6 +47,9 @@ UNTARGETED: dict[str, Attack] = {
     "cascade": partial(cascade, epsilon=0.1, first_steps=2, steps=4, targets=2, squares=6),
     "cascade-l2": partial(cascade, epsilon=0.8, first_steps=2, steps=4, targets=2, squares=6, norm="l2"),
 }
+ACROSS_A_THRESHOLD: dict[str, Attack] = {
+    "pixel_flips": partial(pixel_flips, epsilon=1.2, steps=12, candidates=3),
+}
 MINIMAL: dict[str, Attack] = {
     "carlini_wagner": partial(carlini_wagner, search_steps=4, iterations=12, learning_rate=0.2),
     "ddn": partial(ddn, steps=15),
@@ -48,7 +63,7 @@ def over(*attacks: dict[str, Attack]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("attack", named.values(), ids=named.keys())
 
 
-every_attack = over(FIXED, RANDOM, UNTARGETED, MINIMAL)
+every_attack = over(FIXED, RANDOM, UNTARGETED, ACROSS_A_THRESHOLD, MINIMAL)
 
 
 class Constant(nn.Module):
@@ -236,7 +251,7 @@ def test_the_generator_decides(attack: Attack, digits: Digits) -> None:
     assert not torch.equal(run(3).images, run(4).images)
 
 
-@over(FIXED, MINIMAL)
+@over(FIXED, ACROSS_A_THRESHOLD, MINIMAL)
 def test_an_image_does_not_see_its_batch(attack: Attack, digits: Digits, generator: torch.Generator) -> None:
     """In float64, where the order of the batch does not decide the sign of a gradient."""
     model = small_model(1, 4, 4, dtype=torch.float64)

@@ -8,6 +8,7 @@
 | `auto_pgd`       | fixed budget | Linf, L2 | arXiv:2003.01690 |
 | `square`         | fixed budget | Linf     | arXiv:1912.00049 |
 | `cascade`        | fixed budget | Linf, L2 | arXiv:2003.01690 |
+| `pixel_flips`    | fixed budget | L2       | arXiv:1511.07528 |
 | `carlini_wagner` | minimal norm | L2       | arXiv:1608.04644 |
 | `ddn`            | minimal norm | L2       | arXiv:1811.09600 |
 | `minimal_pgd`    | minimal norm | Linf     | arXiv:2102.12827 |
@@ -25,6 +26,7 @@ from defendpp.attacks.ddn import ddn
 from defendpp.attacks.engine import AttackResult
 from defendpp.attacks.gradient_sign import bim, fgsm, pgd
 from defendpp.attacks.minimal_pgd import minimal_pgd
+from defendpp.attacks.pixel_flips import pixel_flips
 from defendpp.attacks.prepare import Prepared, prepare
 from defendpp.attacks.square import square
 
@@ -39,6 +41,7 @@ __all__ = [
     "fgsm",
     "minimal_pgd",
     "pgd",
+    "pixel_flips",
     "prepare",
     "square",
 ]

@@ -1,0 +1,106 @@
+"""Pixel flips: an L2 attack on a classifier that sees only on which side of a threshold each pixel lies.
+
+A budget buys a few pixels that cross the threshold; steps along a gradient spread it over all pixels, of which none
+crosses. One pixel after the other, as in JSMA (Papernot et al. 2016, arXiv:1511.07528), here the one that raises the
+margin most for what it costs.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from defendpp.attacks.engine import (
+    AttackResult,
+    attacking,
+    check_at_least,
+    check_inputs,
+    gradient_pass,
+    is_adversarial,
+    margin,
+    per_image,
+    recheck,
+)
+from defendpp.attacks.gradient_sign import BestSoFar, unbroken
+
+NEARLY_FREE = 1e-6
+"""What a pixel costs at least when costs are compared: those nearer to the threshold are all worth trying first."""
+
+
+def pixel_flips(
+    model: nn.Module,
+    images: Float[Tensor, "batch *shape"],
+    labels: Int[Tensor, " batch"],
+    *,
+    epsilon: float | Float[Tensor, " batch"],
+    threshold: float = 0.5,
+    targeted: bool = False,
+    steps: int = 100,
+    candidates: int = 8,
+) -> AttackResult:
+    """Pixels moved just across `threshold`, one a step, while their squares add up to at most epsilon squared (L2).
+
+    model, images, labels, epsilon, targeted: as for `bim`. The model's gradient must pass its threshold, as that of
+    `purifier.Binarise` does with "identity": a step tries the `candidates` that promise most by it, by a forward pass
+    each, and keeps the best. A pixel above the threshold goes to it, any other to the next number above.
+
+    Returns the first adversarial image of each, or else the image of highest margin. Costs a gradient pass and
+    `candidates` forward passes a step, and one to check success; images that are broken or whose budget is spent leave
+    the batch from time to time.
+
+    Raises ValueError as `bim` does, and for candidates < 1.
+    """
+    check_inputs(images, labels)
+    radius = per_image("epsilon", epsilon, images)
+    check_at_least("steps", steps, 1)
+    check_at_least("candidates", candidates, 1)
+    sign = -1 if targeted else 1
+
+    with attacking(model, images, labels) as (classify, clean, labels):
+        beyond = torch.nextafter(clean.new_tensor(threshold), clean.new_tensor(torch.inf))
+        is_above = clean > threshold
+        across = torch.where(is_above, clean.new_tensor(threshold), beyond)
+        price = (across - clean).double().square().flatten(1)
+        budget = radius.double().square().flatten()
+        up = torch.where(is_above, -1, 1).flatten(1)
+        best = BestSoFar(clean, first=True)
+        current = clean.clone()
+        flipped = torch.zeros_like(price, dtype=torch.bool)
+        passes = torch.zeros_like(labels)
+        rows = torch.arange(len(clean), device=clean.device)
+        for _ in range(steps):
+            height, logits, gradient = gradient_pass(classify, current[rows], labels[rows], margin)
+            passes[rows] += 1
+            best.offer(rows, current[rows], sign * height, is_adversarial(logits, labels[rows], targeted))
+            passes[best.confirm(classify, labels, targeted)] += 1
+            is_payable = ~flipped[rows] & (price[rows] <= budget[rows, None])
+            kept = unbroken(best.adversarial[rows] | ~is_payable.any(1))
+            if kept is None:
+                break
+            rows, height, is_payable, gradient = rows[kept], height[kept], is_payable[kept], gradient[kept]
+            cost = price[rows].clamp_min(NEARLY_FREE)
+            promise = (sign * up[rows] * gradient.flatten(1) / cost).masked_fill(~is_payable, -torch.inf)
+            gains, pixels = [], promise.topk(min(candidates, promise.shape[1])).indices
+            for pixel in pixels.split(1, dim=1):
+                proposal = _with(current[rows], across[rows], pixel)
+                with torch.no_grad():
+                    logits = classify(proposal)
+                value, payable = margin(logits, labels[rows]), is_payable.gather(1, pixel)[:, 0]
+                adversarial = payable & is_adversarial(logits, labels[rows], targeted)
+                best.offer(rows, proposal, (sign * value).masked_fill(~payable, -torch.inf), adversarial)
+                gain = (sign * (value - height)).masked_fill(~payable, -torch.inf)
+                gains.append(gain / cost.gather(1, pixel)[:, 0])
+                passes[rows] += 1
+            chosen = pixels.gather(1, torch.stack(gains, 1).argmax(1, keepdim=True))
+            payable = is_payable.gather(1, chosen)
+            current[rows] = torch.where(
+                payable.view(-1, *[1] * (clean.ndim - 1)), _with(current[rows], across[rows], chosen), current[rows]
+            )
+            flipped[rows] = flipped[rows].scatter(1, chosen, flipped[rows].gather(1, chosen) | payable)
+            budget[rows] -= torch.where(payable, price[rows].gather(1, chosen), 0)[:, 0]
+        return AttackResult(best.images, recheck(classify, best.images, labels, targeted), passes + 1)
+
+
+def _with(images: Tensor, across: Tensor, pixel: Tensor) -> Tensor:
+    """The images with one pixel each, of this number, moved across."""
+    flat = images.flatten(1)
+    return flat.scatter(1, pixel, across.flatten(1).gather(1, pixel)).view_as(images)
