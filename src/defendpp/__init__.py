@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         fgsm,
         minimal_pgd,
         pgd,
+        pixel_flips,
         prepare,
         square,
     )
@@ -50,6 +51,7 @@ _HOME = {
         "fgsm",
         "minimal_pgd",
         "pgd",
+        "pixel_flips",
         "prepare",
         "square",
     ),
@@ -66,8 +68,8 @@ __all__ = [  # noqa: RUF022 - in the order of the data's way
     "Recipe",
     "card",
     "Run", "load_run", "train",
-    "AttackResult", "auto_pgd", "bim", "carlini_wagner", "cascade", "ddn", "fgsm", "minimal_pgd", "pgd", "prepare",
-    "square",
+    "AttackResult", "auto_pgd", "bim", "carlini_wagner", "cascade", "ddn", "fgsm", "minimal_pgd", "pgd",
+    "pixel_flips", "prepare", "square",
     "Network", "adversarial_set", "evaluate", "network",
 ]  # fmt: skip
 
