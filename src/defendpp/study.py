@@ -244,7 +244,7 @@ def count(subject: Subject, attack: str, *, white_box: bool) -> int | None:
     if subject.data == "imagenet":
         return 100 if white_box and attack != "FGSM" else None
     if subject.role.startswith("comdefend") and white_box:
-        return 500
+        return 200
     if attack.startswith("FGSM"):
         return None
     if white_box:
