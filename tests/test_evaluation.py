@@ -83,7 +83,7 @@ def test_nothing_finished_is_done_again_and_an_interruption_loses_nothing(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pieces of 10 images: the work is interrupted after one piece, then finished, then asked for again."""
-    monkeypatch.setattr("defendpp.evaluation.piece_size", lambda _split: 10)
+    monkeypatch.setattr("defendpp.evaluation.piece_size", lambda *_: 10)
     target = network("target", small_network())
     forwards = 0
 
@@ -227,8 +227,9 @@ def test_the_usual_budget_is_the_paper_s(shape: tuple[int, int, int], epsilon: f
     assert threats.usual_epsilon(shape) == epsilon
 
 
-def test_pieces_are_smaller_for_larger_images(data: Data) -> None:
-    assert piece_size(data.test) == 500
+def test_pieces_are_smaller_for_larger_images_and_dear_attacks(data: Data) -> None:
+    assert piece_size(data.test) == piece_size(data.test, threats.cascade(0.1)) == 500
+    assert piece_size(data.test, threats.auto_attack(0.1)) == 100
     large = from_tensors(torch.zeros(20, 3, 224, 224, dtype=torch.uint8), torch.arange(20) % 2)
     assert piece_size(large.test) == 10
 
@@ -251,7 +252,7 @@ def test_shares_made_by_three_are_the_sets_that_one_makes(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each makes something, nobody makes a piece twice, and then nothing is left to attack."""
-    monkeypatch.setattr("defendpp.evaluation.piece_size", lambda _split: 3)
+    monkeypatch.setattr("defendpp.evaluation.piece_size", lambda *_: 3)
     networks = [network("target", small_network()), network("other", small_network(1))]
     chosen = [threats.pgd(0.1, steps=2), threats.fgsm(0.1)]
     alone = evaluate(networks, chosen, data.test, tmp_path / "alone", data="noise", source=networks[0])

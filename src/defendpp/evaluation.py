@@ -94,7 +94,7 @@ def adversarial_set(
     to compute; by default where the source's model is. share: (i, n) is only every n-th piece from the i-th.
     """
     folder = set_folder(source, attack, split, sets, data=data, seed=seed)
-    piece = piece_size(split)
+    piece = piece_size(split, attack)
     about = {
         "source": source.name,
         "source_id": source.id,
@@ -152,9 +152,13 @@ def _device(model: nn.Module, device: str | None) -> torch.device:
     return home(model) if device is None else torch.device(device)
 
 
-def piece_size(split: Images) -> int:
-    """Images to work on at a time: 500 of CIFAR-10's size, fewer of larger ones, so that memory is about the same."""
-    return min(500, max(10, 500 * 3 * 32 * 32 // math.prod(split.pixels.shape)))
+def piece_size(split: Images, attack: Attack | None = None) -> int:
+    """Images to work on at a time: 500 of CIFAR-10's size, fewer of larger ones, so that memory is about the same.
+
+    A fifth of that for AutoAttack, which may take ten seconds an image, so that an interruption loses minutes.
+    """
+    size = min(500, max(10, 500 * 3 * 32 * 32 // math.prod(split.pixels.shape)))
+    return max(10, size // 5) if attack is not None and attack.name == "auto_attack" else size
 
 
 @torch.inference_mode()
