@@ -4,6 +4,7 @@ python docs/robustness.py
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
@@ -65,23 +66,12 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
             lines = findings.answers(question, "cpu", place)
             if lines:
                 parts += [f"### {question.text}", "\n".join(f"- {line}" for line in lines)]
-    lines = findings.answers(WIDER, "cpu", place)
-    parts += [f"### {WIDER.text}", "\n".join(f"- {line}" for line in lines)] if lines else []
     for name in robustness.TABLES:
         printed = tables.printed(name, "cpu", place)
         parts += [f"## {printed.title}", tables.markdown(printed).strip()]
     for data in robustness.DATA:
         parts += _chosen(data, choice / f"{data}.json")
     return "\n\n".join([*parts, *_trainings(place)]) + "\n"
-
-
-WIDER = Question(
-    "What does width add? (CIFAR-10)",
-    "width-cifar10",
-    (("width 16", "width 8"), ("width 32", "width 16")),
-    "white-box",
-    ("Clean", "L∞ 2/255", "L2 0.5"),
-)
 
 
 def _listed(by_data: dict[str, int]) -> str:
@@ -118,6 +108,13 @@ def questions(data: str) -> list[Question]:
             *(("noise + consistency", each) for each in ("Adv. FGSM", "Adv. DDN", "Adv. PGD") if each in names),
         ),
         ask("Against a threshold", ("noise + consistency", "0/1 images")),
+        Question(
+            f"What does width add? ({about})",
+            f"width-{data}",
+            tuple((f"width {wide}", f"width {narrow}") for narrow, wide in pairwise(robustness.WIDTHS[data])),
+            "white-box",
+            tuple(column.name for column in robustness.TABLES[f"width-{data}"].columns),
+        ),
     ]
     rows = {name: {row.name for row in table.rows} for name, table in robustness.TABLES.items()}
     return [each for each in asked if {row for pair in each.pairs for row in pair} <= rows[each.table]]

@@ -102,23 +102,33 @@ def _record(data: str) -> Table:
     return Table(f"{DATA[data]}: figures of record", data, rows, columns)
 
 
-def _widths() -> Table:
+def _widths(data: str) -> Table:
     """What more of the same network brings."""
-    columns = ("Clean", "L∞ 2/255", "L2 0.5")
+    main = f"L∞ {named(MAIN[data])}"
+    most = Column(main, main, protocols=WHITE_BOX, images=(RECORDED_ON if data == "mnist" else ROBUST_ON)[data])
+    record = (replace(most, name=f"AutoAttack, {main}", attack=f"AutoAttack, {main}", images=ROBUST_ON[data]),)
+    middle = {"mnist": "L2 1.5", "cifar10": "L2 0.5"}[data]
+    columns = (
+        Column("Clean", "Clean", protocols=WHITE_BOX),
+        most,
+        *(record if data == "mnist" else ()),
+        Column(middle, middle, protocols=WHITE_BOX, images=ROBUST_ON[data]),
+    )
     return Table(
-        "CIFAR-10: noise + consistency at several widths; the cascade",
-        "cifar10",
-        tuple(Row(f"width {width}", WIDE.get(width, "steady"), {}) for width in (8, 16, 32)),
-        tuple(Column(name, name, protocols=WHITE_BOX, images=ROBUST_ON["cifar10"]) for name in columns),
+        f"{DATA[data]}: noise + consistency at several widths; the cascade",
+        data,
+        tuple(Row(f"width {width}", WIDE.get(width, "steady"), {}) for width in WIDTHS[data]),
+        tuple(replace(column, once=True) for column in columns),
     )
 
 
+WIDTHS = {"mnist": (16, 32), "cifar10": (8, 16, 32)}
 WIDE = {8: "steady, width 8", 32: "steady, width 32"}
 """Roles of other widths than all else here has."""
 TABLES: dict[str, Table] = {
     **{f"robust-{data}": _robust(data) for data in DATA},
     **{f"record-{data}": _record(data) for data in DATA},
-    "width-cifar10": _widths(),
+    **{f"width-{data}": _widths(data) for data in DATA},
 }
 
 
