@@ -31,7 +31,7 @@ PAPERS: tuple[AttackName, ...] = ("fgsm", "bim", "pgd", "carlini-wagner", "ddn")
 
 
 def quickstart(output: Path = Path("quickstart"), images: int = 200) -> None:
-    """Train six networks on real digits, attack them all, and show who resists what. Takes minutes on two cores.
+    """Train five networks on real digits, attack them all, and show who resists what. Takes minutes on two cores.
 
     Example: defendpp quickstart
 
