@@ -377,7 +377,7 @@ def _plain(data: str, network: str, scale: Scale) -> Recipe:
     if data == "cifar10":
         # 93.8 % needs augmentation, of which the paper says nothing; a first block of full size is the authors'
         base = replace(base, augment="crop-flip", stem="halve" if network == "vgg16" else "full")
-        return base if is_full else replace(base, epochs=8 if network == "resnet50" else 12, batch_size=128)
+        return base if is_full else replace(base, epochs=12 if network == "resnet50" else 20, batch_size=64)
     base = replace(base, width=64, pretrained=True)
     if is_full:  # "a subset (around 10k images)"
         return replace(base, data="imagenet", network="timm/resnet18", image_size=224, training_images=10_000)
