@@ -49,7 +49,8 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
         + " and ".join(f"{paper.EPSILON[data]:g} ({shown})" for data, shown in robustness.DATA.items())
         + " for Adv. FGSM and Adv. PGD, which may be larger than those it is measured at; Adv. DDN has none but a "
         "largest L2 norm.\n"
-        f"- **Training seeds** 1, 2, 3 on MNIST at {', '.join(robustness.OVER_SEEDS)}, else 1. Attacks: seed 0.\n"
+        f"- **Training seeds** 1, 2, 3 on MNIST on clean images and at {', '.join(robustness.OVER_SEEDS)}, else 1. "
+        "Attacks: seed 0.\n"
         "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "
         "where that is wider. Differences are paired, image by image, and as on the study's page; none is corrected "
         "for their number.\n"
@@ -87,7 +88,7 @@ def questions(data: str) -> list[Question]:
     def ask(text: str, *pairs: tuple[str, str]) -> Question:
         return Question(f"{text} ({about})", f"robust-{data}", pairs, "white-box", budgets)
 
-    main = f"Cascade, L∞ {robustness.named(robustness.MAIN[data])}"
+    main = f"Cascade, {robustness.main(data)}"
     names = {row.name for row in table.rows}
     asked = [
         Question(

@@ -105,6 +105,9 @@ def test_thresholds_are_attacked_by_pixel_flips_in_l2() -> None:
 
 
 def test_attacks_that_say_nothing_of_a_network_are_left_out_with_a_reason(place: Place) -> None:
+    table = tables.printed("robust-mnist", "cpu", place)
+    reasons = {name: {each.reason for each in cells} for name, _, cells in table.rows}
+    assert reasons["0/1 images"] == reasons["noise"] == {"missing"}
     table = tables.printed("record-mnist", "cpu", place)
     reasons = {name: {each.reason for each in cells} for name, _, cells in table.rows}
     assert (reasons["noise"], reasons["noise + decoder"]) == ({"missing", "unfit"}, {"missing"})

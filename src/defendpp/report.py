@@ -43,6 +43,7 @@ ATTACK_NAMES = {
     "cascade": "Cascade",
     "auto_attack": "AutoAttack",
     "minimal_pgd": "Minimal PGD",
+    "pixel_flips": "Pixel flips",
     "smoothing": "Smoothing",
 }
 NORM_NAMES = {"linf": "L∞", "l2": "L2"}

@@ -288,9 +288,9 @@ def cell(
         if source == target and transfer:
             white_box.append(transfer[-1])
         elif source in (target, target.source) and "white-box" in column.protocols:
-            every = [robustness.fitting(attacks[name], target.recipe) for name in (column.attack, *column.also)]
-            if every[0] is not None:
-                fit = [each for each in every if each is not None]
+            every = (robustness.fitting(attacks[name], target.recipe) for name in (column.attack, *column.also))
+            fit = [each for each in every if each is not None]
+            if fit:
                 white_box.append(
                     [Measurement(target, target, each, few, way) for each in fit for way in _ways(role, each)]
                 )

@@ -1,6 +1,7 @@
 """Pixel flips behind a threshold: the cheapest flips where they are known, and never beyond the budget."""
 
 import re
+from collections.abc import Callable
 from itertools import chain, combinations
 from typing import Any
 
@@ -11,28 +12,27 @@ from torch import Tensor, nn
 from defendpp.attacks import pgd, pixel_flips
 from defendpp.purifier import Binarise, Purified
 
+Affine = Callable[[Tensor, Tensor], nn.Linear]
+
 
 def behind_a_threshold(classifier: nn.Module) -> Purified:
     """Images are rows of pixels, (batch, 1, 1, pixels)."""
     return Purified(Binarise(), nn.Sequential(nn.Flatten(), classifier), "identity")
 
 
-def linear(weight: Tensor) -> nn.Linear:
+def by_sign(affine: Affine, weight: Tensor) -> nn.Linear:
     """Class 1 against class 0 by the sign of weight * pixels."""
-    layer = nn.Linear(len(weight), 2, bias=False, dtype=weight.dtype)
-    with torch.no_grad():
-        layer.weight.copy_(torch.stack([-weight, weight]))
-    return layer
+    return affine(torch.stack([-weight, weight]), weight.new_zeros(2))
 
 
 def test_of_black_and_white_pixels_the_weightiest_are_flipped_and_no_more_than_needed(
-    generator: torch.Generator,
+    affine: Affine, generator: torch.Generator
 ) -> None:
     """Each costs a quarter, so that a budget buys a number of them: the best choice is known."""
     weight = torch.randn(30, generator=generator, dtype=torch.float64)
     flat = (torch.rand(40, 30, generator=generator, dtype=torch.float64) > 0.5).double()
     images = flat[:, None, None]
-    model = behind_a_threshold(linear(weight))
+    model = behind_a_threshold(by_sign(affine, weight))
     labels = model(images).argmax(1).detach()
     toward = torch.where(labels == 1, 1, -1)[:, None]
     gains = (toward * weight * torch.where(flat > 0.5, 1, -1)).sort(dim=1, descending=True).values  # of each flip
@@ -68,8 +68,8 @@ def test_it_finds_nearly_all_that_trying_every_set_of_pixels_finds(generator: to
     assert pgd(model, images, labels, epsilon=epsilon, norm="l2").success.sum() < found.success.sum()
 
 
-def test_a_target_is_reached(generator: torch.Generator) -> None:
-    model = behind_a_threshold(linear(torch.randn(30, generator=generator)))
+def test_a_target_is_reached(affine: Affine, generator: torch.Generator) -> None:
+    model = behind_a_threshold(by_sign(affine, torch.randn(30, generator=generator)))
     images = torch.rand(20, 1, 1, 30, generator=generator)
     wanted = 1 - model(images).argmax(1).detach()
     found = pixel_flips(model, images, wanted, epsilon=3.0, targeted=True)
@@ -78,7 +78,7 @@ def test_a_target_is_reached(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("argument", ["steps", "candidates"])
-def test_less_than_one_step_or_candidate_is_refused(argument: str) -> None:
+def test_less_than_one_step_or_candidate_is_refused(affine: Affine, argument: str) -> None:
     none: dict[str, Any] = {argument: 0}
     with pytest.raises(ValueError, match=re.escape(f"{argument} must be at least 1, got 0")):
-        pixel_flips(linear(torch.ones(4)), torch.zeros(1, 4), torch.zeros(1).long(), epsilon=1.0, **none)
+        pixel_flips(by_sign(affine, torch.ones(4)), torch.zeros(1, 4), torch.zeros(1).long(), epsilon=1.0, **none)

@@ -57,14 +57,13 @@ def pixel_flips(
 
     with attacking(model, images, labels) as (classify, clean, labels):
         beyond = torch.nextafter(clean.new_tensor(threshold), clean.new_tensor(torch.inf))
-        is_above = clean > threshold
+        is_above = clean.flatten(1) > threshold
         across = torch.where(is_above, clean.new_tensor(threshold), beyond)
-        price = (across - clean).double().square().flatten(1)
+        price = (across - clean.flatten(1)).double().square()  # infinite for pixels that were moved
         budget = radius.double().square().flatten()
-        up = torch.where(is_above, -1, 1).flatten(1)
+        up = torch.where(is_above, -1, 1)
         best = BestSoFar(clean, first=True)
         current = clean.clone()
-        flipped = torch.zeros_like(price, dtype=torch.bool)
         passes = torch.zeros_like(labels)
         rows = torch.arange(len(clean), device=clean.device)
         for _ in range(steps):
@@ -72,35 +71,33 @@ def pixel_flips(
             passes[rows] += 1
             best.offer(rows, current[rows], sign * height, is_adversarial(logits, labels[rows], targeted))
             passes[best.confirm(classify, labels, targeted)] += 1
-            is_payable = ~flipped[rows] & (price[rows] <= budget[rows, None])
+            is_payable = price[rows] <= budget[rows, None]
             kept = unbroken(best.adversarial[rows] | ~is_payable.any(1))
             if kept is None:
                 break
             rows, height, is_payable, gradient = rows[kept], height[kept], is_payable[kept], gradient[kept]
+            images = current[rows]
+            moved = torch.where(is_payable, across[rows], images.flatten(1))  # what cannot be paid stays as it is
             cost = price[rows].clamp_min(NEARLY_FREE)
             promise = (sign * up[rows] * gradient.flatten(1) / cost).masked_fill(~is_payable, -torch.inf)
             gains, pixels = [], promise.topk(min(candidates, promise.shape[1])).indices
             for pixel in pixels.split(1, dim=1):
-                proposal = _with(current[rows], across[rows], pixel)
+                proposal = _with(images, moved, pixel)
                 with torch.no_grad():
                     logits = classify(proposal)
-                value, payable = margin(logits, labels[rows]), is_payable.gather(1, pixel)[:, 0]
-                adversarial = payable & is_adversarial(logits, labels[rows], targeted)
-                best.offer(rows, proposal, (sign * value).masked_fill(~payable, -torch.inf), adversarial)
-                gain = (sign * (value - height)).masked_fill(~payable, -torch.inf)
-                gains.append(gain / cost.gather(1, pixel)[:, 0])
+                value = margin(logits, labels[rows])
+                best.offer(rows, proposal, sign * value, is_adversarial(logits, labels[rows], targeted))
+                gains.append(sign * (value - height)[:, None] / cost.gather(1, pixel))
                 passes[rows] += 1
-            chosen = pixels.gather(1, torch.stack(gains, 1).argmax(1, keepdim=True))
-            payable = is_payable.gather(1, chosen)
-            current[rows] = torch.where(
-                payable.view(-1, *[1] * (clean.ndim - 1)), _with(current[rows], across[rows], chosen), current[rows]
-            )
-            flipped[rows] = flipped[rows].scatter(1, chosen, flipped[rows].gather(1, chosen) | payable)
-            budget[rows] -= torch.where(payable, price[rows].gather(1, chosen), 0)[:, 0]
+            gain = torch.cat(gains, 1).masked_fill(~is_payable.gather(1, pixels), -torch.inf)
+            chosen = pixels.gather(1, gain.argmax(1, keepdim=True))
+            current[rows] = _with(images, moved, chosen)
+            paid = torch.where(is_payable, price[rows], 0).gather(1, chosen)
+            budget[rows] -= paid[:, 0]
+            price[rows] = price[rows].scatter(1, chosen, torch.inf)
         return AttackResult(best.images, recheck(classify, best.images, labels, targeted), passes + 1)
 
 
-def _with(images: Tensor, across: Tensor, pixel: Tensor) -> Tensor:
-    """The images with one pixel each, of this number, moved across."""
-    flat = images.flatten(1)
-    return flat.scatter(1, pixel, across.flatten(1).gather(1, pixel)).view_as(images)
+def _with(images: Tensor, moved: Tensor, pixel: Tensor) -> Tensor:
+    """The images with one pixel each, of this number, as in `moved`, which has a row of pixels for each."""
+    return images.flatten(1).scatter(1, pixel, moved.gather(1, pixel)).view_as(images)
