@@ -258,7 +258,7 @@ def cell(
     """What a cell shows: under the paper's protocol, transfer, and white-box.
 
     For each training seed a list of measurements, of which the worst counts, image by image. White-box is empty where
-    the column has another source than the network itself, or an attack that says nothing of it. The row "No defense"
+    the column has another source than the network itself. The row "No defense"
     is the source: both are then the same. Both are empty for a row that the paper quotes.
     """
     network = column.network or row.network
@@ -288,13 +288,11 @@ def cell(
         if source == target and transfer:
             white_box.append(transfer[-1])
         elif source in (target, target.source) and "white-box" in column.protocols:
-            every = (robustness.fitting(attacks[name], target.recipe) for name in (column.attack, *column.also))
-            fit = [each for each in every if each is not None]
-            if fit:
-                white_box.append(
-                    [Measurement(target, target, each, few, way) for each in fit for way in _ways(role, each)]
-                )
-                white_box[-1] += [Measurement(target, source, attacks[column.twin], few)] if column.twin else []
+            every = [robustness.fitting(attacks[name], target.recipe) for name in (column.attack, *column.also)]
+            white_box.append(
+                [Measurement(target, target, each, few, way) for each in every for way in _ways(role, each)]
+            )
+            white_box[-1] += [Measurement(target, source, attacks[column.twin], few)] if column.twin else []
     return transfer, white_box
 
 

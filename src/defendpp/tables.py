@@ -30,7 +30,6 @@ REASONS = {
     "quoted": "quoted by the paper from Jia et al. (2019), at L∞ 16/255",
     "missing": "not measured yet",
     "clean": "the same as above: no attack",
-    "unfit": "this attack needs a decoder, and the network has none",
 }
 
 
@@ -154,10 +153,8 @@ def _measured(
             return Cell("", "quoted")
         if column.attack == "Clean":
             return Cell("", "clean")
-        if row.role == "comdefend-wb" and "transfer" in column.protocols:
+        if row.role == "comdefend-wb":
             return Cell("", "wb")
-        if line == LINES[2] and column.protocols == ("white-box",):
-            return Cell("", "unfit")
         return Cell("", "source" if len(column.protocols) == 2 else "open")
     first = measurements[0][0]
     if line == LINES[1] and first.attack is not None and first.is_white_box and not first.through:
