@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defendpp import attacks, networks
-from defendpp.adaptive import Raised, against_decoder
+from defendpp import attacks, networks, threats
+from defendpp.adaptive import Raised, against_decoder, attacked, stand_ins
 from defendpp.encoder import tap
 from defendpp.objective import Defend, defend
+from defendpp.purifier import Binarise, Purified
 
 Model = tuple[nn.Module, Defend]
 
@@ -97,3 +98,37 @@ def test_its_name_and_settings_say_what_it_is(model: Model) -> None:
     attack = against_decoder([model[1]], 0.2, raised="reconstruction", weight=10.0)
     assert str(attack) == "adaptive_reconstruction 0.2"
     assert attack.settings["loss"] == "margin + 10 reconstruction"
+
+
+@pytest.mark.parametrize("attack", [threats.bim(0.2, steps=10), threats.ddn(steps=20)], ids=str)
+def test_behind_a_purifier_the_worst_of_both_gradients_counts(
+    model: Model, batch: tuple[Tensor, Tensor], attack: threats.Attack
+) -> None:
+    purified, (images, _) = Purified(Binarise(), model[0]), batch
+    with torch.no_grad():
+        labels = purified(images).argmax(1)
+    found = attacked(attack, purified, images, labels)
+    each = [
+        attack.run(attacks.prepare(purified.attacked_through(gradient), images), images, labels)
+        for gradient in ("straight-through", "identity")
+    ]
+    assert found.success.any()
+    assert not threats.bim(0.2).run(purified, images, labels).success.any()  # there is no gradient to follow
+    assert torch.equal(found.success, each[0].success | each[1].success)
+    assert torch.equal(found.success, purified(found.images).argmax(1) != labels)
+    assert torch.equal(found.queries, each[0].queries + each[1].queries)
+    size = {"linf": torch.inf, "l2": 2}[attack.norm]
+    lengths = [
+        torch.linalg.vector_norm((made.images - images).flatten(1), size, dim=1).masked_fill(~made.success, torch.inf)
+        for made in (found, *each)
+    ]
+    torch.testing.assert_close(lengths[0], torch.minimum(*lengths[1:]))
+
+
+def test_other_models_and_chosen_gradients_are_attacked_as_they_are(model: Model, batch: tuple[Tensor, Tensor]) -> None:
+    chosen = Purified(Binarise(), model[0]).attacked_through("identity")
+    for each in (model[0], chosen, attacks.prepare(chosen, batch[0])):
+        assert stand_ins(each) == [each]
+    fast = attacks.prepare(model[0], batch[0])
+    attack = threats.bim(0.05, steps=3)
+    torch.testing.assert_close(attacked(attack, fast, *batch).images, attack.run(fast, *batch).images, rtol=0, atol=0)

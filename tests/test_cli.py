@@ -84,15 +84,18 @@ def test_attacks_that_others_report_and_those_that_use_the_decoder(
     made = records.read(tmp_path / "e" / "records")
     assert set(made["attack"]) == {"none", *(name.replace("-", "_") for name in chosen)}
     assert "worst" in capsys.readouterr().out
-    run("evaluate", *both, "--attacks", "pgd", "--norm", "l2", "--epsilons", "0.5", "--images", "10", "--output",
-        tmp_path / "l2", "--steps", "5")  # fmt: skip
+    run("evaluate", *both, "--attacks", "pgd", "pixel-flips", "--norm", "l2", "--epsilons", "0.5", "--images", "10",
+        "--output", tmp_path / "l2", "--steps", "5")  # fmt: skip
     made = records.read(tmp_path / "l2" / "records")
-    attacked = made[made["attack"] == "pgd"]
+    attacked = made[made["attack"] != "none"]
+    assert set(attacked["attack"]) == {"pgd", "pixel_flips"}
     assert set(attacked["norm"]) == {"l2"}
     assert 0 < attacked["l2"].max() <= 0.5 + 1e-5
     arguments = ("evaluate", runs["plain"], "--norm", "l2", "--output", tmp_path / "no")
     assert "the paper has no L2 budget" in fails(capsys, *arguments)
     assert "fgsm has an L∞ budget" in fails(capsys, *arguments, "--epsilons", "1", "--attacks", "pgd", "fgsm")
+    linf = ("evaluate", runs["plain"], "--output", tmp_path / "no", "--attacks", "pixel-flips")
+    assert "pixel-flips has an L2 budget" in fails(capsys, *linf)
     assert not (tmp_path / "no").exists()
 
 

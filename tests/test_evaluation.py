@@ -24,6 +24,7 @@ from defendpp.evaluation import (
     predictions,
 )
 from defendpp.objective import defend
+from defendpp.purifier import Binarise, Purified
 
 EVERY = [threats.fgsm(0.1), threats.bim(0.1, steps=3), threats.pgd(0.1, steps=3), threats.ddn(steps=5)]
 
@@ -77,6 +78,21 @@ def test_every_column_agrees_with_the_stored_set(data: Data, tmp_path: Path) -> 
         np.testing.assert_allclose(rows["linf"], distance.abs().amax(1).numpy(), rtol=1e-6)
     wrong = made[source.id]["prediction"] != made[source.id]["label"]
     assert (made[source.id]["success"] == wrong).all()
+
+
+def test_behind_a_purifier_other_gradients_are_followed(data: Data, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    hidden = network("hidden", Purified(Binarise(), nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 10))))
+    images, _ = data.test.batch(range(len(data.test)))
+    split = from_tensors(images, predictions(hidden.model, images), name="noise").train
+    attack = threats.bim(0.2, steps=10)
+    made = attacked_records([hidden], hidden, attack, split, tmp_path, data="noise")[hidden.id]
+    shown = pictures(hidden, None, attack, split)
+    for clean, attacked in (
+        (made["clean_prediction"], made["prediction"]),
+        (shown["clean_prediction"], shown["prediction"]),
+    ):
+        assert (clean != attacked).any()
 
 
 def test_nothing_finished_is_done_again_and_an_interruption_loses_nothing(

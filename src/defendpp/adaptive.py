@@ -1,8 +1,9 @@
-"""Attacks made for a Defend++ network by one who also has its decoder: what training tied together is pulled apart.
+"""Attacks made for a defence by one who knows all of it.
 
 Tramer et al. 2020, "On adaptive attacks to adversarial example defenses", arXiv:2002.08347: a defence is to be attacked
-through every part it relies on. Defend++ relies on a bottleneck that holds the image's structure and no more, so these
-attacks raise, beside the classification loss, how far the bottleneck or the rebuilt image moves.
+through every part it relies on. Defend++ relies on a bottleneck that holds the image's structure and no more, so that
+`against_decoder` raises, beside the classification loss, how far the bottleneck or the rebuilt image moves. A purifier
+relies on passing no gradient, so that `attacked` puts others in its place.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +16,52 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from defendpp import attacks
-from defendpp.attacks import AttackResult, Prepared
-from defendpp.attacks.engine import attacking, margin
+from defendpp.attacks import AttackResult, Prepared, prepare
+from defendpp.attacks.engine import attacking, l2_norm, linf_norm, margin
 from defendpp.attacks.gradient_sign import Norm
 from defendpp.encoder import tap
 from defendpp.objective import Defend
+from defendpp.purifier import GRADIENTS, Purified
 from defendpp.threats import Attack, usual_step
 
 Raised = Literal["bottleneck", "reconstruction"]
+
+
+def attacked(
+    attack: Attack,
+    model: nn.Module,
+    images: Float[Tensor, "batch channel height width"],
+    labels: Int[Tensor, " batch"],
+    **random: torch.Generator,
+) -> AttackResult:
+    """Run `attack` on the model, or on each of its `stand_ins`: image by image the worst counts.
+
+    That is the adversarial image, and of two the nearer in the attack's norm. Queries are those of all. random: the
+    `generator`, where the attack is random.
+    """
+    size = l2_norm if attack.norm == "l2" else linf_norm
+    followed = stand_ins(model)
+    if followed == [model]:
+        return attack.run(model, images, labels, **random)
+    best, *others = (attack.run(prepare(each, images[:8]), images, labels, **random) for each in followed)
+    for other in others:
+        is_nearer = (size(other.images - images) < size(best.images - images)).flatten()
+        is_worse = other.success & (~best.success | is_nearer)
+        worst = torch.where(is_worse.view(-1, *[1] * (images.ndim - 1)), other.images, best.images)
+        best = AttackResult(worst, best.success | other.success, best.queries + other.queries)
+    return best
+
+
+def stand_ins(model: nn.Module) -> list[nn.Module]:
+    """What an attacker follows the gradients of: the model itself, or, behind a purifier that passes none, views of it.
+
+    Each has another gradient in that one's place, straight-through first, and the same logits. A `Purified` whose
+    gradient was chosen stays as it is.
+    """
+    original = model.original if isinstance(model, Prepared) else model
+    if isinstance(original, Purified) and original.gradient == "exact":
+        return [original.attacked_through(each) for each in GRADIENTS if each != "exact"]
+    return [model]
 
 
 def against_decoder(

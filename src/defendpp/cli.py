@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 AttackName = Literal[
     "fgsm", "bim", "pgd", "carlini-wagner", "ddn", "cascade", "auto-attack", "square", "minimal-pgd",
-    "adaptive-bottleneck", "adaptive-reconstruction",
+    "pixel-flips", "adaptive-bottleneck", "adaptive-reconstruction",
 ]  # fmt: skip
 Norm = Literal["linf", "l2"]
 PAPERS: tuple[AttackName, ...] = ("fgsm", "bim", "pgd", "carlini-wagner", "ddn")
@@ -118,9 +118,10 @@ def attack(
         output: Folder for sets, each in a folder of its own; `defendpp evaluate --sets` takes it.
         attack: Which attack: one of the paper's; cascade, from cheap to expensive until an image falls, for a robust
             accuracy to rely on; auto-attack, the figure that others report; square, without gradients; minimal-pgd, the
-            smallest L∞ distance; adaptive-..., PGD that also moves a part of Defend++'s auto-encoder.
+            smallest L∞ distance; pixel-flips, for a network behind a threshold; adaptive-..., PGD that also moves a
+            part of Defend++'s auto-encoder.
         epsilon: Budget of an attack that has one, in pixel units of [0, 1] (default: the paper's L∞ budget).
-        norm: Of the budget; l2 goes with pgd, cascade, auto-attack and adaptive-....
+        norm: Of the budget; l2 goes with pgd, cascade, auto-attack, adaptive-... and pixel-flips, which has no other.
         steps: Steps of the attack, or of each of its stages or searches.
         restarts: Random starts of pgd and cascade.
         images: Attack only so many of the test images.
@@ -180,10 +181,10 @@ def evaluate(
         output: Folder for records, adversarial sets and pictures.
         attacks: Which attacks, by default the paper's. Beside them cascade, from cheap to expensive until an image
             falls, for a robust accuracy to rely on; auto-attack, the figure that others report; square, without
-            gradients; minimal-pgd, the smallest L∞ distance: a curve in one run; and adaptive-..., PGD that also moves
-            a part of Defend++'s auto-encoder.
+            gradients; minimal-pgd, the smallest L∞ distance: a curve in one run; pixel-flips, for a network behind a
+            threshold; and adaptive-..., PGD that also moves a part of Defend++'s auto-encoder.
         epsilons: Budgets of those that have one, in pixel units of [0, 1] (default: the paper's L∞ budget).
-        norm: Of the budgets; l2 goes with pgd, cascade, auto-attack and adaptive-....
+        norm: Of the budgets; l2 goes with pgd, cascade, auto-attack, adaptive-... and pixel-flips, which has no other.
         steps: Steps of each attack, or of each of its stages or searches.
         restarts: Random starts of pgd and cascade.
         source: Folder of the network that transferred images are made on.
@@ -260,6 +261,8 @@ def check(
 ) -> None:
     """Look for signs that a robust accuracy cannot be believed. Exits with 1 where a check fails.
 
+    A network behind a purifier is attacked straight through it.
+
     Example: defendpp check runs/hardened --others runs/plain
 
     Args:
@@ -275,6 +278,7 @@ def check(
         seed: Of what is random in the attacks.
     """
     from defendpp import checks, runs, threats
+    from defendpp.adaptive import stand_ins
 
     trained, *surrogates = [runs.load_run(folder) for folder in (run, *others)]
     if norm == "l2" and epsilon is None:
@@ -283,13 +287,13 @@ def check(
     place = _device(device) or "cpu"
     shown, labels = (each.to(place) for each in split.batch(range(len(split))))
     found = checks.check(
-        trained.classifier.to(place),
+        stand_ins(trained.classifier.to(place))[0],
         shown,
         labels,
         epsilon=threats.usual_epsilon(trained.image_shape) if epsilon is None else epsilon,
         norm=norm,
         steps=steps,
-        others=[each.classifier.to(place) for each in surrogates],
+        others=[stand_ins(each.classifier.to(place))[0] for each in surrogates],
         seed=seed,
     )
     for each in found:
@@ -494,6 +498,7 @@ def _attacks(
         "cascade": lambda epsilon: threats.cascade(epsilon, steps=steps or 75, restarts=restarts, norm=norm),
         "auto-attack": lambda epsilon: threats.auto_attack(epsilon, norm=norm),
         "square": lambda epsilon: threats.square(epsilon, queries=steps or 5000),
+        "pixel-flips": lambda epsilon: threats.pixel_flips(epsilon, steps=steps or 100),
         "adaptive-bottleneck": partial(adaptive, raised="bottleneck"),
         "adaptive-reconstruction": partial(adaptive, raised="reconstruction"),
     }
@@ -502,6 +507,8 @@ def _attacks(
             raise ValueError("epsilons must be given for L2, since the paper has no L2 budget")
         if only_linf := [name for name in names if name in ("fgsm", "bim", "square")]:
             raise ValueError(f"{only_linf[0]} has an L∞ budget here: leave it out, or the norm l2")
+    elif "pixel-flips" in names:
+        raise ValueError("pixel-flips has an L2 budget: leave it out, or choose the norm l2")
     chosen: list[Attack] = []
     for name in names:
         if name == "carlini-wagner":

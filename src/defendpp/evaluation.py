@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from defendpp import checks, records, threats
+from defendpp.adaptive import attacked, stand_ins
 from defendpp.attacks import Prepared, prepare
 from defendpp.certify import certify
 from defendpp.data import Images, digest
@@ -117,7 +118,8 @@ def adversarial_set(
             generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
             random = {"generator": generator} if attack.is_random else {}
             place = _device(source.model, device)
-            result = attack.run(source.attacked, images.to(place), labels.to(place), **random)
+            assert source.attacked is not None
+            result = attacked(attack, source.attacked, images.to(place), labels.to(place), **random)
             tensors = {"images": result.images, "success": result.success, "queries": result.queries}
             stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
             write_whole(path, partial(safetensors.torch.save_file, stored))
@@ -612,8 +614,9 @@ def _checked(
         images, labels = (tensor.to(place) for tensor in split.batch(range(len(split))))
         try:
             found = checks.check(
-                prepare(each.model, images[:8]), images, labels, epsilon=epsilon,
-                norm="l2" if norm == "l2" else "linf", others=[other.model.to(place)] if other else [], seed=seed,
+                prepare(stand_ins(each.model)[0], images[:8]), images, labels, epsilon=epsilon,
+                norm="l2" if norm == "l2" else "linf", seed=seed,
+                others=[stand_ins(other.model.to(place))[0]] if other else [],
             )  # fmt: skip
         except ValueError as problem:  # it gets no image right
             found = [checks.Check("any check", "not judged", str(problem))]
@@ -631,7 +634,7 @@ def pictures(target: Network, objective: Defend | None, attack: Attack, split: I
     """
     images, labels = split.batch(range(min(n, len(split))))
     with torch.inference_mode(False):
-        adversarial = attack.run(target.model.cpu(), images, labels).images
+        adversarial = attacked(attack, target.model.cpu(), images, labels).images
     shown: dict[str, Any] = {
         "clean": images.numpy(),
         "adversarial": adversarial.numpy(),
