@@ -285,12 +285,12 @@ def certified_records(
     """Certify each image of `split` (`certify.certify`); the records go to `folder`, a file for every few images.
 
     What is there already is not done again. Each file has random numbers of its own, so that it does not matter in how
-    many sittings it is done. `correct` is the smoothed classifier's, `l2` the certified radius.
+    many sittings it is done. `correct` is the smoothed classifier's, `l2` the certified radius. What is smoothed is the
+    network made fast, equal up to rounding.
     """
     settings = {"sigma": sigma, "samples": samples, "alpha": alpha}
     key = hashlib.sha256(json.dumps([target.id, settings, seed, data, digest(split)]).encode()).hexdigest()[:12]
-    device_ = _device(target.model, device)
-    model = target.model.to(device_)
+    place = _device(target.model, device)
     files = []
     for start in range(0, len(split), CERTIFIED_AT_ONCE):
         positions = torch.arange(start, min(start + CERTIFIED_AT_ONCE, len(split)))
@@ -298,12 +298,16 @@ def certified_records(
         if not files[-1].exists():
             images, labels = split.batch(positions)
             noise = torch.Generator().manual_seed(seed * 1_000_003 + start)
-            found = certify(model, images.to(device_), sigma=sigma, samples=samples, alpha=alpha, generator=noise)
+            target = _ready(target, split, device)
+            assert target.attacked is not None
+            found = certify(
+                target.attacked, images.to(place), sigma=sigma, samples=samples, alpha=alpha, generator=noise
+            )
             frame = _frame(
                 target,
                 index=split.index[positions].numpy(),
                 labels=labels.numpy(),
-                clean=predictions(model, images, device=device).numpy(),
+                clean=predictions(target.model, images, device=device).numpy(),
                 predicted=found.prediction.numpy(),
                 success=(found.prediction != labels).numpy(),
                 l2=found.radius.double().numpy(),
