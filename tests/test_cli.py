@@ -208,6 +208,17 @@ def test_bad_input_to_evaluate_is_one_sentence(
     assert "there are no records at" in fails(capsys, "report", tmp_path / "nowhere")
 
 
+def test_the_report_of_an_interrupted_evaluation_says_so(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("evaluate", runs["plain"], "--attacks", "fgsm", "--images", "4", "--output", tmp_path / "e")
+    assert "interrupted" not in capsys.readouterr().out
+    (tmp_path / "e" / "evaluation.json").unlink()  # written last
+    run("report", tmp_path / "e")
+    assert "if `defendpp evaluate` was interrupted, networks or attacks are missing" in capsys.readouterr().out
+    assert "Unfinished" in (tmp_path / "e" / "report.html").read_text()
+
+
 def test_an_existing_run_is_not_touched(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     before = (runs["plain"] / "classifier.safetensors").read_bytes()
     assert "already holds a finished run" in fails(capsys, "train", "--output", runs["plain"], *TINY)

@@ -27,6 +27,10 @@ AttackName = Literal[
     "pixel-flips", "adaptive-bottleneck", "adaptive-reconstruction",
 ]  # fmt: skip
 Norm = Literal["linf", "l2"]
+UNFINISHED = {
+    "Unfinished": "there is no evaluation.json: if `defendpp evaluate` was interrupted, networks or attacks are "
+    "missing, and the same command goes on"
+}
 PAPERS: tuple[AttackName, ...] = ("fgsm", "bim", "pgd", "carlini-wagner", "ddn")
 
 
@@ -585,7 +589,7 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
     about = json.loads(about_path.read_text()) if about_path.is_file() else {}
     files = [folder / "records" / name for name in about.get("records", [])]
     made = records.read(files or folder / "records")
-    notes = about.get("notes", {}) | ({"Command": command} if command else {})
+    notes = about.get("notes", {}) | ({"Command": command} if command else {}) | ({} if about else UNFINISHED)
     budgets = about.get("budgets", {})
     pictures = {
         name: path
@@ -604,7 +608,8 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
     )
     report.write_html(text, page, overwrite=overwrite)
     Console().print(report.table(made, budgets))
-    for sentence in (*report.doubts(made), *report.believed(about.get("checks", {}))):
+    sentences = (*report.doubts(made), *report.believed(about.get("checks", {})))
+    for sentence in sentences if about else (*sentences, *UNFINISHED.values()):
         print(sentence)
     print(f"\nThe whole report: {page.resolve()}")
 
