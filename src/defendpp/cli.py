@@ -384,8 +384,7 @@ def reproduce(
         workers: More than one: so many processes on this machine, by Ray (pip install 'defendpp[ray]').
         ray: Address of a Ray cluster whose machines share these folders; auto for the one this machine belongs to.
     """
-    from defendpp import paper, schedule, study
-    from defendpp.reproduce import check_data
+    from defendpp import paper, study
     from defendpp.study import Place
 
     known = (*study.TABLES, *paper.FIGURES)
@@ -404,6 +403,9 @@ def reproduce(
     if show and not place.results.is_dir():
         raise ValueError(f"there is nothing to show: {place.results} is no folder")
     if not show:
+        from defendpp import schedule  # takes seconds to import, and so only here
+        from defendpp.reproduce import check_data
+
         jobs = study.plan(wanted, scale)
         left = study.missing(jobs, place)
         if dry_run:
