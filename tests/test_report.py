@@ -237,9 +237,12 @@ class TestHeadlines:
         assert "leaves more images right than PGD from “b” (+50.0 points" in doubt
         sound = [rows("a", "fgsm", 30, epsilon=0.2), rows("a", "pgd", 10, epsilon=0.2)]
         assert report.doubts(pd.concat(sound)) == [
-            "No attack was shown to be too weak: in 1 paired comparison, neither one step nor transferred images did "
-            "better, beyond chance, than a network's own iterated gradients at the same budget."
+            "No attack was shown to be too weak: in 1 paired comparison at the same budget, neither another attack nor "
+            "transferred images did better, beyond chance, than one through the network's own gradients."
         ]
+        several = [rows("a", name, n, epsilon=0.2) for name, n in (("bim", 30), ("fgsm", 20), ("cascade", 5))]
+        (doubt,) = [each for each in report.doubts(pd.concat(several)) if "BIM" in each]
+        assert "leaves more images right than Cascade (+" in doubt
         itself = [rows("a", "pgd", 30, epsilon=0.2), rows("a", "pgd", 10, epsilon=0.2, source="a")]
         assert report.doubts(pd.concat(itself)) == []
         chance = [rows("a", "fgsm", 30, epsilon=0.2), rows("a", "pgd", 31, epsilon=0.2)]

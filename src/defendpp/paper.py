@@ -257,7 +257,8 @@ REMARKS = {
     "comdefend": "in front of the source; layers, noise and penalty as published; on digits another start and learning "
     "rate, because as published it ends in black images",
     "comdefend-wb": "the same; its classifier alone is attacked, on reformed images, and tested alone",
-    "ours, fine-tuned": "from the source's weights, as released",
+    "ours, fine-tuned": "from the source's weights, as released; the scripts keep the epoch that resists most on test "
+    "images, here it is the last",
     "ours, as released": "the same with 0.8 on the full scale",
     "none, fine-tuned": "the source trained on in the same way, without a decoder: the control of the fine-tuned rows",
     "ours, alternating": "section 3.4, cycles of auto-encoder and classifier before joint learning",
@@ -314,6 +315,7 @@ def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recip
     tuned = replace(base, pretrained=False, start=source.hash, learning_rate=0.01)
     if not is_full:
         tuned = replace(tuned, epochs=min(10, base.epochs))
+    whole = replace(tuned, keep="last")  # the best on clean images is the first epoch, which is the source still
     online = replace(base, defence="adversarial", attack="fgsm", clean_weight=0.5)
     if not is_full and data == "cifar10":
         online = replace(online, epochs=base.epochs // 2)  # as long on a clock as Defend++
@@ -336,9 +338,9 @@ def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recip
         "hourglass-sc": replace(ours, decoder="hourglass-sc"),
         "hourglass-sa": replace(ours, decoder="hourglass-sa"),
         "ours + GN": noisy(ours),
-        "none, fine-tuned": tuned,
-        "ours, fine-tuned": replace(tuned, defence="defend", shared_blocks=shared),
-        "ours, as released": replace(tuned, defence="defend", shared_blocks=shared, full_scale_weight=0.8),
+        "none, fine-tuned": whole,
+        "ours, fine-tuned": replace(whole, defence="defend", shared_blocks=shared),
+        "ours, as released": replace(whole, defence="defend", shared_blocks=shared, full_scale_weight=0.8),
         "ours, alternating": alternating,
         "adv-fgsm": online,
         "adv-fgsm-fixed": replace(online, clean_weight=0.0, attacked_run=source.hash),
@@ -380,7 +382,7 @@ def _plain(data: str, network: str, scale: Scale) -> Recipe:
         # 93.8 % needs augmentation, of which the paper says nothing; a first block of full size is the authors'
         base = replace(base, augment="crop-flip", stem="halve" if network == "vgg16" else "full")
         return base if is_full else replace(base, epochs=12 if network == "resnet50" else 20, batch_size=64)
-    base = replace(base, width=64, pretrained=True)
+    base = replace(base, width=64, pretrained=True, keep="last")
     if is_full:  # "a subset (around 10k images)"
         return replace(base, data="imagenet", network="timm/resnet18", image_size=224, training_images=10_000)
     base = replace(base, data="imagenet-1000", network="timm/tf_efficientnet_lite0", image_size=160)

@@ -12,8 +12,9 @@ from defendpp.recipe import Recipe
 from defendpp.runs import Run, load_run, train
 
 UNDEFENDED = Recipe(
-    data="mnist-5k", width=16, epochs=7, learning_rate=0.2, batch_size=64, clip_norm=1.0, scale="quickstart"
-)
+    data="mnist-5k", width=16, epochs=7, learning_rate=0.2, batch_size=64, clip_norm=1.0, keep="last",
+    scale="quickstart",
+)  # fmt: skip
 """ResNet-18 of width 16 on 3,500 digits. Many small steps, which noise needs; chosen on validation images."""
 
 NOISE = 0.5
@@ -22,10 +23,11 @@ NOISE = 0.5
 NETWORKS = {
     "no defence": UNDEFENDED,
     "no defence, another seed": replace(UNDEFENDED, seed=1),
-    "Defend++": replace(UNDEFENDED, defence="defend"),
-    f"noise {NOISE}": replace(UNDEFENDED, noise=NOISE),
-    f"noise {NOISE} + consistency": replace(UNDEFENDED, noise=NOISE, consistency=10.0, keep="last"),
+    "Defend++": replace(UNDEFENDED, seed=1, defence="defend"),
+    f"noise {NOISE}": replace(UNDEFENDED, seed=1, noise=NOISE),
+    f"noise {NOISE} + consistency": replace(UNDEFENDED, seed=1, noise=NOISE, consistency=10.0),
 }
+"""All but the first, on which transferred images are made, begin with other weights than it."""
 EPSILON = 0.2
 """The L∞ budget of the paper for MNIST, in pixel units."""
 
@@ -53,12 +55,11 @@ def attack_networks(
     chosen = [
         threats.fgsm(EPSILON),
         threats.bim(EPSILON, steps=40),
-        threats.pgd(EPSILON, steps=40, loss="margin"),
-        threats.carlini_wagner(),
+        threats.cascade(EPSILON),
         threats.ddn(steps=100),
     ]
     # Off the main budget only the curve needs to know whether an image falls, so what has fallen is left in peace.
-    curve = [threats.pgd(epsilon, steps=40, loss="margin", stop_early=True) for epsilon in (0.05, 0.1, 0.3)]
+    curve = [threats.pgd(epsilon, steps=40, loss="margin", stop_early=True) for epsilon in (0.1, EPSILON, 0.3)]
     data = load(UNDEFENDED.data)
     return evaluate_runs(
         runs,
