@@ -22,7 +22,7 @@ from defendpp.evaluation import predictions
 from defendpp.recipe import Recipe
 from defendpp.records import accuracy
 from defendpp.reproduce import EXECUTION
-from defendpp.runs import train
+from defendpp.runs import load_run, train
 
 IMAGES = 500
 
@@ -74,12 +74,19 @@ def main() -> None:
     arguments = parser.parse_args()
     record = RESULTS.parent / "choice" / f"{arguments.data}.json"
     made = json.loads(record.read_text()) if record.exists() else {}
+    known = candidates(arguments.data)
+    if unknown := set(arguments.only or []) - set(known):
+        parser.error(f"no candidate is called {', '.join(unknown)}, only {', '.join(known)}")
     loaded = load(arguments.data, root=arguments.data_root)
     split = loaded.validation.take(IMAGES)
-    for name, recipe in candidates(arguments.data).items():
+    for name, recipe in known.items():
         if recipe.hash in made or (arguments.only and name not in arguments.only):
             continue
-        run = train(recipe, loaded, arguments.runs / recipe.hash, name=name, execution=EXECUTION[arguments.data])
+        folder = arguments.runs / recipe.hash
+        try:
+            run = load_run(folder)
+        except FileNotFoundError:
+            run = train(recipe, loaded, folder, name=name, execution=EXECUTION[arguments.data])
         shown = measure(run.classifier, split, arguments.data)
         made[recipe.hash] = {"name": name, "n": IMAGES, "seconds": run.result.seconds, "accuracy": shown}
         write(made, record)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from defendpp import attacks, networks, threats
-from defendpp.adaptive import Raised, against_decoder, attacked, stand_ins
+from defendpp.adaptive import DRAWS, Raised, against_decoder, attacked, stand_ins
 from defendpp.encoder import tap
 from defendpp.objective import Defend, defend
-from defendpp.purifier import Binarise, Purified
+from defendpp.purifier import Averaged, Binarise, ComDefend, Purified
 
 Model = tuple[nn.Module, Defend]
 
@@ -123,6 +123,20 @@ def test_behind_a_purifier_the_worst_of_both_gradients_counts(
         for made in (found, *each)
     ]
     torch.testing.assert_close(lengths[0], torch.minimum(*lengths[1:]))
+
+
+def test_a_purifier_that_draws_noise_is_averaged(model: Model) -> None:
+    purifier = ComDefend(1, width=0.1, test_noise=1.0)
+    for view, gradient in zip(stand_ins(Purified(purifier, model[0])), ("straight-through", "identity"), strict=True):
+        assert isinstance(view, Averaged)
+        assert isinstance(view.model, Purified)
+        assert (view.draws, view.model.gradient) == (DRAWS, gradient)
+
+
+@pytest.mark.parametrize(("epsilon", "steps"), [(8.0, 5), (-1.0, 5), (float("nan"), 5), (0.1, 0)])
+def test_budgets_and_steps_are_checked(epsilon: float, steps: int) -> None:
+    with pytest.raises(ValueError, match=r"epsilon|needs at least 1 of steps"):
+        against_decoder([], epsilon, steps=steps)
 
 
 def test_other_models_and_chosen_gradients_are_attacked_as_they_are(model: Model, batch: tuple[Tensor, Tensor]) -> None:

@@ -91,11 +91,24 @@ def test_attacks_that_others_report_and_those_that_use_the_decoder(
     assert set(attacked["attack"]) == {"pgd", "pixel_flips"}
     assert set(attacked["norm"]) == {"l2"}
     assert 0 < attacked["l2"].max() <= 0.5 + 1e-5
+    run("evaluate", runs["plain"], "--attacks", "ddn", "--norm", "l2", "--images", "4", "--output", tmp_path / "ddn",
+        "--steps", "2")  # fmt: skip
+    other_split = tmp_path / "other split"
+    run("train", "--output", other_split, "--name", "split 1", "--split-seed", "1", *TINY)
     arguments = ("evaluate", runs["plain"], "--norm", "l2", "--output", tmp_path / "no")
     assert "the paper has no L2 budget" in fails(capsys, *arguments)
-    assert "fgsm has an L∞ budget" in fails(capsys, *arguments, "--epsilons", "1", "--attacks", "pgd", "fgsm")
-    linf = ("evaluate", runs["plain"], "--output", tmp_path / "no", "--attacks", "pixel-flips")
-    assert "pixel-flips has an L2 budget" in fails(capsys, *linf)
+    assert "fgsm is for L∞" in fails(capsys, *arguments, "--epsilons", "1", "--attacks", "pgd", "fgsm")
+    for names, message in (
+        (["--attacks", "pixel-flips"], "pixel-flips has an L2 budget"),
+        (["--norm", "l2", "--attacks", "minimal-pgd"], "minimal-pgd is for L∞"),
+        (["--epsilons", "0.2", "--attacks", "ddn", "minimal-pgd"], "ddn looks for the smallest distance"),
+        (["--attacks", "adaptive-bottleneck", "--epsilons", "8"], "at most 1, not 8.0"),
+        (["--images", "0"], "images must be at least 1, not 0"),
+        (["--data", "mnist-5k"], "test images of one may be training images of the other"),
+    ):
+        also = [other_split] if "--data" in names else []
+        assert message in fails(capsys, "evaluate", runs["plain"], *also, "--output", tmp_path / "no", *names)
+    assert "at most 1, not 8.0" in fails(capsys, "check", runs["plain"], "--epsilon", "8")
     assert not (tmp_path / "no").exists()
 
 

@@ -9,6 +9,7 @@ from examples import small_network
 from torch import nn
 
 from defendpp import evaluation, threats
+from defendpp.adaptive import against_decoder
 from defendpp.certify import certify
 from defendpp.data import Data, from_tensors
 from defendpp.evaluation import (
@@ -22,6 +23,7 @@ from defendpp.evaluation import (
     pictures,
     piece_size,
     predictions,
+    set_folder,
 )
 from defendpp.objective import defend
 from defendpp.purifier import Binarise, Purified
@@ -193,6 +195,40 @@ def test_other_images_are_another_set_and_other_records(data: Data, tmp_path: Pa
         assert made["linf"].max() == pytest.approx(0.1, abs=1e-6)
 
 
+def test_weights_that_are_moved_can_be_attacked_afterwards() -> None:
+    """As on the way to a graphics card, where `to` makes new tensors."""
+
+    class Moving(nn.Flatten):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(784, 10))
+
+        def to(self, *_: object, **__: object) -> "Moving":
+            self._apply(torch.clone)  # type: ignore[no-untyped-call]
+            return self
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = super().forward(images) @ self.weight
+            return logits
+
+    model = Moving()
+    images = torch.rand(4, 1, 28, 28)
+    labels = predictions(model, images)
+    assert not model.weight.is_inference()
+    assert threats.bim(0.5, steps=5).run(model, images, labels).success.any()
+
+
+def test_an_adaptive_set_is_of_the_decoder_that_was_used(data: Data, tmp_path: Path) -> None:
+    classifier = small_network()
+    objective = defend(classifier, (1, 28, 28))
+    source = network("x", classifier)
+    folders = [
+        set_folder(source, against_decoder(given, 0.1), data.test, tmp_path, data="noise")
+        for given in ([], [objective], [defend(small_network(1), (1, 28, 28))])
+    ]
+    assert folders[0] == folders[2] != folders[1]
+
+
 def test_networks_are_told_apart_by_more_than_their_weights(data: Data) -> None:
     from defendpp.networks import Normalized
 
@@ -261,6 +297,7 @@ def test_pictures_show_the_attack_and_what_the_decoder_rebuilds(data: Data) -> N
     assert shown["prediction"].tolist() == predictions(classifier, torch.tensor(shown["adversarial"])).tolist()
     expected = objective.eval().classify_and_rebuild(classifier, images)[1][0].detach().clamp(0, 1)
     np.testing.assert_allclose(shown["clean_reconstruction"], expected.numpy(), atol=1e-6)
+    assert not classifier.training
     assert "clean_reconstruction" not in pictures(Network("x", classifier, "id"), None, EVERY[1], data.test, n=3)
 
 

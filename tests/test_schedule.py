@@ -44,7 +44,7 @@ class Note:
                 assert time.time() < started + 60, "the others did not begin"
                 time.sleep(0.01)
         if job.key in self.failing:
-            raise ValueError(f"cannot do {job}")
+            raise KeyError(f"cannot do {job}")  # of no kind that was expected
         (self.folder / job.key).write_text(json.dumps([started, time.time()]))
 
 

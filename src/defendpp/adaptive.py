@@ -21,10 +21,12 @@ from defendpp.attacks.engine import attacking, l2_norm, linf_norm, margin
 from defendpp.attacks.gradient_sign import Norm
 from defendpp.encoder import tap
 from defendpp.objective import Defend
-from defendpp.purifier import GRADIENTS, Purified
-from defendpp.threats import Attack, usual_step
+from defendpp.purifier import GRADIENTS, Averaged, ComDefend, Purified
+from defendpp.threats import Attack, check_budget, usual_step
 
 Raised = Literal["bottleneck", "reconstruction"]
+DRAWS = 10
+"""Passes of a purifier that draws noise, for each gradient."""
 
 
 def attacked(
@@ -55,13 +57,15 @@ def attacked(
 def stand_ins(model: nn.Module) -> list[nn.Module]:
     """What an attacker follows the gradients of: the model itself, or, behind a purifier that passes none, views of it.
 
-    Each has another gradient in that one's place, straight-through first, and the same logits. A `Purified` whose
-    gradient was chosen stays as it is.
+    Each has another gradient in that one's place, straight-through first, and the same logits; those of a purifier that
+    draws noise are averaged over `DRAWS` passes. A `Purified` whose gradient was chosen stays as it is.
     """
     original = model.original if isinstance(model, Prepared) else model
-    if isinstance(original, Purified) and original.gradient == "exact":
-        return [original.attacked_through(each) for each in GRADIENTS if each != "exact"]
-    return [model]
+    if not (isinstance(original, Purified) and original.gradient == "exact"):
+        return [model]
+    views = [original.attacked_through(each) for each in GRADIENTS if each != "exact"]
+    is_random = isinstance(original.purifier, ComDefend) and original.purifier.test_noise > 0
+    return [Averaged(each, DRAWS) for each in views] if is_random else [*views]
 
 
 def against_decoder(
@@ -81,7 +85,10 @@ def against_decoder(
     epsilon, norm: in pixel units. objectives: of the networks to be attacked, each built for its classifier; on a
     classifier that none was built for, there is no decoder to use, and the attack is PGD on the margin. The decoder is
     not attacked for its own sake: nobody looks at what it makes.
+
+    Raises `ValueError` as the attacks of `threats` do.
     """
+    check_budget(f"adaptive_{raised}", norm, epsilon, {"steps": steps, "restarts": restarts})
     settings = {
         "steps": steps,
         "restarts": restarts,
@@ -108,6 +115,16 @@ def with_objectives(attack: Attack, objectives: Sequence[Defend]) -> Attack:
     return replace(attack, run=partial(_attack, tuple(objectives), **attack.run.keywords))
 
 
+def decoder_for(attack: Attack, model: nn.Module) -> Defend | None:
+    """Of the objectives that `against_decoder` gave this attack the one that was built for `model`, if any."""
+    is_adaptive = isinstance(attack.run, partial) and attack.run.func is _attack
+    return _built_for(model, attack.run.args[0]) if is_adaptive else None  # type: ignore[attr-defined]
+
+
+def _built_for(model: nn.Module, objectives: Sequence[Defend]) -> Defend | None:
+    return next((each for each in objectives if each.built_for is not None and each.built_for() is model), None)
+
+
 def _attack(
     objectives: Sequence[Defend],
     model: nn.Module,
@@ -119,10 +136,10 @@ def _attack(
     **settings: Any,
 ) -> AttackResult:
     original = model.original if isinstance(model, Prepared) else model
-    built = [each for each in objectives if each.built_for is not None and each.built_for() is original]
-    if not built:
+    objective = _built_for(original, objectives)
+    if objective is None:
         return attacks.pgd(model, images, labels, loss="margin", **settings)
-    shown = _Shown(original, built[0].to(images.device), raised)
+    shown = _Shown(original, objective.to(images.device), raised)
     with attacking(shown, images, labels) as (classify, clean, _), torch.no_grad():
         classify(clean)
         usual = shown.part.flatten(1).clone()

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
+from defendpp.progress import bar
 from defendpp.recipe import Recipe
 
 if TYPE_CHECKING:
     from defendpp.data import Images
-    from defendpp.evaluation import Progress
     from defendpp.runs import Run
     from defendpp.study import Place
     from defendpp.threats import Attack
@@ -31,6 +31,8 @@ UNFINISHED = {
     "Unfinished": "there is no evaluation.json: if `defendpp evaluate` was interrupted, networks or attacks are "
     "missing, and the same command goes on"
 }
+MINIMAL: tuple[AttackName, ...] = ("carlini-wagner", "ddn", "minimal-pgd")
+"""Attacks that have no budget: they find the smallest distance."""
 PAPERS: tuple[AttackName, ...] = ("fgsm", "bim", "pgd", "carlini-wagner", "ddn")
 
 
@@ -46,7 +48,7 @@ def quickstart(output: Path = Path("quickstart"), images: int = 200) -> None:
     from defendpp import quickstart as job
 
     runs = job.train_networks(output)
-    with _bar() as progress:
+    with bar() as progress:
         job.attack_networks(runs, output, images=images, progress=progress)
     _show(output, output / "report.html", command="defendpp quickstart")
 
@@ -127,7 +129,7 @@ def attack(
         epsilon: Budget of an attack that has one, in pixel units of [0, 1] (default: the paper's L∞ budget).
         norm: Of the budget; l2 goes with pgd, cascade, auto-attack, adaptive-... and pixel-flips, which has no other.
         steps: Steps of the attack, or of each of its stages or searches.
-        restarts: Random starts of pgd and cascade.
+        restarts: Random starts of pgd, cascade and adaptive-....
         images: Attack only so many of the test images.
         data: Other data than the network was trained on.
         data_root: Folder that holds the data sets.
@@ -136,14 +138,12 @@ def attack(
     """
     from defendpp import evaluation, records, runs
 
-    if epsilon is not None and attack in ("carlini-wagner", "ddn", "minimal-pgd"):
-        raise ValueError(f"{attack} looks for the smallest distance and has no epsilon, but {epsilon} was given")
     trained = runs.load_run(run)
     (chosen,) = _attacks((attack,), () if epsilon is None else (epsilon,), norm, steps, restarts, [trained])
     split = _test_images([trained], data, data_root, images)
     network = evaluation.network(trained.name, trained.classifier)
     about = data or trained.recipe.data
-    with _bar() as progress:
+    with bar() as progress:
         made = evaluation.attacked_records(
             [network], network, chosen, split, output, data=about, seed=seed, device=_device(device), progress=progress
         )[network.id]
@@ -190,7 +190,7 @@ def evaluate(
         epsilons: Budgets of those that have one, in pixel units of [0, 1] (default: the paper's L∞ budget).
         norm: Of the budgets; l2 goes with pgd, cascade, auto-attack, adaptive-... and pixel-flips, which has no other.
         steps: Steps of each attack, or of each of its stages or searches.
-        restarts: Random starts of pgd and cascade.
+        restarts: Random starts of pgd, cascade and adaptive-....
         source: Folder of the network that transferred images are made on.
         sets: Folder of adversarial sets to use and to add to (default: sets in the output).
         images: Attack only so many of the test images.
@@ -216,12 +216,13 @@ def evaluate(
         origin = known.get(origin.id) or (
             replace(origin, name=f"{origin.name} ({source.name})") if source and origin.name in names else origin
         )
-    chosen = _attacks(attacks, epsilons, norm, steps, restarts, trained)
-    split = _test_images([*trained, *([origin] if origin else [])], data, data_root, images)
+    everyone = [*trained, *([origin] if origin else [])]
+    chosen = _attacks(attacks, epsilons, norm, steps, restarts, everyone)
+    split = _test_images(everyone, data, data_root, images)
     main = [each for each in chosen if each.epsilon is not None and each.epsilon == (epsilons or (each.epsilon,))[0]]
     about = data or trained[0].recipe.data
     if devices * nodes > 1:
-        with _processes(device, devices, nodes) as (place, share), _bar() as progress:
+        with _processes(device, devices, nodes) as (place, share), bar() as progress:
             networks = [evaluation.network(run.name, run.classifier) for run in trained]
             made_on = evaluation.network(origin.name, origin.classifier) if origin else None
             evaluation.make_sets(
@@ -230,7 +231,7 @@ def evaluate(
             )  # fmt: skip
         if share[0] > 0:
             return
-    with _bar() as progress:
+    with bar() as progress:
         evaluation.evaluate_runs(
             trained, chosen, split, output, data=about, source=origin, sets=sets,
             shown=(main or chosen)[-1], seed=seed, device=_device(device), progress=progress,
@@ -290,11 +291,13 @@ def check(
     split = _test_images([trained, *surrogates], data, data_root, images)
     place = _device(device) or "cpu"
     shown, labels = (each.to(place) for each in split.batch(range(len(split))))
+    epsilon = threats.usual_epsilon(trained.image_shape) if epsilon is None else epsilon
+    threats.check_budget("pgd", norm, epsilon, {"steps": steps})
     found = checks.check(
         stand_ins(trained.classifier.to(place))[0],
         shown,
         labels,
-        epsilon=threats.usual_epsilon(trained.image_shape) if epsilon is None else epsilon,
+        epsilon=epsilon,
         norm=norm,
         steps=steps,
         others=[stand_ins(each.classifier.to(place))[0] for each in surrogates],
@@ -344,7 +347,7 @@ def certify(
     if deviation == 0:
         raise ValueError(f"{trained.name!r} was trained without noise: give the sigma to smooth it with")
     split = _test_images([trained], data, data_root, images)
-    with _bar() as progress:
+    with bar() as progress:
         made = evaluation.certified_records(
             evaluation.network(trained.name, trained.classifier), split, output, sigma=deviation, samples=samples,
             alpha=alpha, data=data or trained.recipe.data, scale=trained.recipe.scale, seed=seed,
@@ -495,6 +498,8 @@ def _attacks(
         raise ValueError(f"no attack was chosen, expected some of {', '.join(get_args(AttackName))}")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
+    if epsilons and set(names) <= set(MINIMAL):
+        raise ValueError(f"{names[0]} looks for the smallest distance and has no epsilon, but {epsilons[0]} was given")
     objectives = [run.objective for run in runs if run.objective is not None]
     adaptive = partial(against_decoder, objectives, steps=steps or 60, restarts=restarts, norm=norm)
     make: dict[AttackName, Callable[[float], Attack]] = {
@@ -509,10 +514,10 @@ def _attacks(
         "adaptive-reconstruction": partial(adaptive, raised="reconstruction"),
     }
     if norm == "l2":
-        if not epsilons:
+        if not epsilons and not set(names) <= set(MINIMAL):
             raise ValueError("epsilons must be given for L2, since the paper has no L2 budget")
-        if only_linf := [name for name in names if name in ("fgsm", "bim", "square")]:
-            raise ValueError(f"{only_linf[0]} has an L∞ budget here: leave it out, or the norm l2")
+        if only_linf := [name for name in names if name in ("fgsm", "bim", "square", "minimal-pgd")]:
+            raise ValueError(f"{only_linf[0]} is for L∞ here: leave it out, or the norm l2")
     elif "pixel-flips" in names:
         raise ValueError("pixel-flips has an L2 budget: leave it out, or choose the norm l2")
     chosen: list[Attack] = []
@@ -533,9 +538,11 @@ def _test_images(runs: "list[Run]", data: str | None, root: Path | None, count: 
     from defendpp.data import digest, load
 
     recipe, classes = runs[0].recipe, runs[0].classes
+    if count is not None and count < 1:
+        raise ValueError(f"images must be at least 1, not {count}")
     for run in runs:
         theirs = (run.recipe.data, run.recipe.image_size, run.recipe.split_seed)
-        if data is None and theirs != (recipe.data, recipe.image_size, recipe.split_seed):
+        if data in (None, run.recipe.data) and theirs != (recipe.data, recipe.image_size, recipe.split_seed):
             raise ValueError(
                 f"{run.name!r} was trained on {run.recipe.data}, split {run.recipe.split_seed}, and {runs[0].name!r} "
                 f"on {recipe.data}, split {recipe.split_seed}: test images of one may be training images of the other"
@@ -547,10 +554,11 @@ def _test_images(runs: "list[Run]", data: str | None, root: Path | None, count: 
         if len(run.classes) != len(classes):
             raise ValueError(f"{run.name!r} knows {len(run.classes)} classes, but {runs[0].name!r} {len(classes)}")
     loaded = load(data or recipe.data, root=root, image_size=recipe.image_size, seed=recipe.split_seed)
-    if data is None and any(run.data_digest != digest(loaded.test) for run in runs):
+    own = [run for run in runs if data in (None, run.recipe.data)]
+    if any(run.data_digest != digest(loaded.test) for run in own):
         raise ValueError(
-            f"the test images of {recipe.data} are not what they were when {runs[0].name!r} was trained: some may be "
-            "its training images"
+            f"the test images of {own[0].recipe.data} are not what they were when {own[0].name!r} was trained: some "
+            "may be its training images"
         )
     if len(loaded.classes) != len(classes):
         raise ValueError(f"{data} has {len(loaded.classes)} classes, but {runs[0].name!r} knows {len(classes)}")
@@ -614,30 +622,3 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
     for sentence in sentences if about else (*sentences, *UNFINISHED.values()):
         print(sentence)
     print(f"\nThe whole report: {page.resolve()}")
-
-
-@contextmanager
-def _bar() -> "Iterator[Progress]":
-    """A bar for the piece of work at hand, with the time left."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def progress(what: str, done: int, total: int) -> None:
-            if bar.tasks[0].description != what:
-                bar.reset(task, description=what, total=total, completed=0)
-            bar.update(task, completed=done)
-
-        yield progress

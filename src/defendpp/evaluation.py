@@ -10,7 +10,7 @@ import ctypes
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -27,21 +27,19 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from defendpp import checks, records, threats
-from defendpp.adaptive import attacked, stand_ins
+from defendpp.adaptive import attacked, decoder_for, stand_ins
 from defendpp.attacks import Prepared, prepare
 from defendpp.certify import certify
 from defendpp.data import Images, digest
 from defendpp.files import write_arrays, write_whole
 from defendpp.networks import home
 from defendpp.objective import Defend
+from defendpp.progress import Progress
 from defendpp.runs import Run, fingerprint
 from defendpp.threats import Attack
 
 CERTIFIED_AT_ONCE = 20
 """Images in a file of certificates, each of which takes about a second."""
-
-Progress = Callable[[str, int, int], None]
-"""Told what is being done, how many images are done, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +135,9 @@ def adversarial_set(
 def set_folder(source: Network, attack: Attack, split: Images, sets: Path, *, data: str, seed: int = 0) -> Path:
     """Where in `sets` the adversarial set lies that `attack` makes of `split` on `source`."""
     key = [source.id, attack.name, attack.norm, repr(attack.epsilon), dict(attack.settings), seed, data, digest(split)]
+    used = decoder_for(attack, source.model)
+    if used is not None:  # without it the same attack is another
+        key.append(fingerprint(used.auto_encoder))
     return sets / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -163,11 +164,12 @@ def piece_size(split: Images, attack: Attack | None = None) -> int:
     return max(10, size // 5) if attack is not None and attack.name == "auto_attack" else size
 
 
-@torch.inference_mode()
 def predictions(model: nn.Module, images: Tensor, *, device: str | None = None) -> Int[Tensor, " n"]:
     """The predicted class of each image, on the CPU; computed on `device`, by default where the model is."""
     place = _device(model, device)
-    predicted: Tensor = model.to(place)(images.to(place)).argmax(1).cpu()
+    model = model.to(place)  # outside inference mode, or no gradient could pass the weights that it moves ever again
+    with torch.inference_mode():
+        predicted: Tensor = model(images.to(place)).argmax(1).cpu()
     return predicted
 
 
@@ -569,8 +571,9 @@ def evaluate_runs(
     )
     if shown is not None:
         for run, each in zip(runs, networks, strict=True):
-            arrays = pictures(each, run.objective, shown, split)
-            write_arrays(folder / "pictures" / f"{each.id}.npz", arrays)
+            path = folder / "pictures" / f"{each.id}.npz"
+            if not _is_shown(path, shown, split):
+                write_arrays(path, pictures(each, run.objective, shown, split))
     undefended = [run for run in runs if run.recipe.defence == "none" and run.recipe.noise == 0]
     first = source if source and source.id in {run.id for run in runs} else (undefended or runs)[0]
     controls = [run.name for run in undefended if source and run.id != source.id]
@@ -616,42 +619,54 @@ def _checked(
             progress(f"checks of {each.name}", 0, 1)
         place = home(each.model)
         images, labels = (tensor.to(place) for tensor in split.batch(range(len(split))))
-        try:
+        if (predictions(each.model, images) == labels.cpu()).any():
             found = checks.check(
                 prepare(stand_ins(each.model)[0], images[:8]), images, labels, epsilon=epsilon,
                 norm="l2" if norm == "l2" else "linf", seed=seed,
                 others=[stand_ins(other.model.to(place))[0]] if other else [],
             )  # fmt: skip
-        except ValueError as problem:  # it gets no image right
-            found = [checks.Check("any check", "not judged", str(problem))]
+        else:
+            why = f"the model gets none of the {len(labels)} images right, so there is nothing to check"
+            found = [checks.Check("any check", "not judged", why)]
         text = json.dumps([asdict(check) for check in found], indent=2) + "\n"
         write_whole(path, lambda partial: partial.write_text(text))
     read: list[dict[str, str]] = json.loads(path.read_text())
     return read
 
 
-@torch.inference_mode()
 def pictures(target: Network, objective: Defend | None, attack: Attack, split: Images, n: int = 8) -> dict[str, Any]:
     """Figure 7 for one network: the first n images of `split`, `attack` on them, and the decoder's view of both.
 
-    A dict of NumPy arrays as `report.Gallery` describes; without the decoder's images where `objective` is None.
+    A dict of NumPy arrays as `report.Gallery` describes; without the decoder's images where `objective` is None. All is
+    computed where the model is.
     """
-    images, labels = split.batch(range(min(n, len(split))))
-    with torch.inference_mode(False):
-        adversarial = attacked(attack, target.model.cpu(), images, labels).images
+    place = home(target.model)
+    images, labels = (each.to(place) for each in split.batch(range(min(n, len(split)))))
+    adversarial = attacked(attack, target.model, images, labels).images
     shown: dict[str, Any] = {
-        "clean": images.numpy(),
-        "adversarial": adversarial.numpy(),
-        "label": labels.numpy(),
+        "clean": images.cpu().numpy(),
+        "adversarial": adversarial.cpu().numpy(),
+        "label": labels.cpu().numpy(),
         "clean_prediction": predictions(target.model, images).numpy(),
         "prediction": predictions(target.model, adversarial).numpy(),
         "attack": np.array(str(attack)),
     }
     if objective is not None:
+        objective.to(place).eval()
         for name, seen in (("clean", images), ("adversarial", adversarial)):
-            rebuilt = objective.eval().classify_and_rebuild(target.model, seen)[1][0]
-            shown[f"{name}_reconstruction"] = rebuilt.clamp(0, 1).numpy()
+            with torch.inference_mode():
+                rebuilt = objective.classify_and_rebuild(target.model, seen)[1][0]
+            shown[f"{name}_reconstruction"] = rebuilt.clamp(0, 1).cpu().numpy()
     return shown
+
+
+def _is_shown(path: Path, attack: Attack, split: Images) -> bool:
+    """Whether the pictures there are of this attack on these images."""
+    if not path.exists():
+        return False
+    with np.load(path) as there:
+        images, _ = split.batch(range(len(there["clean"])))
+        return str(there["attack"]) == str(attack) and np.array_equal(there["clean"], images.numpy())
 
 
 def _frame(

@@ -1,21 +1,28 @@
 """Files are written whole or not at all."""
 
-import os
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 ENDING = ".partial"
 """Of files that are being written; one that is left over is of no value."""
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file under another name beside `path`, and rename it to `path` once it is complete."""
+    """Let `write` make a file under another name beside `path`, and rename it to `path` once it is complete.
+
+    Raises `OSError` where that fails, and what `write` raises.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}{ENDING}")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{ENDING}")
     try:
         write(partial)
         partial.replace(path)
+    except SafetensorError as problem:  # which is no OSError: a full disk
+        raise OSError(f"{path} could not be written: {problem}") from problem
     finally:
         partial.unlink(missing_ok=True)
 

@@ -21,9 +21,10 @@ from defendpp import evaluation, figure_data, paper, records
 from defendpp.adaptive import with_objectives
 from defendpp.data import Data, Images
 from defendpp.data.dataset import cache_folder
-from defendpp.evaluation import Network, Progress
+from defendpp.evaluation import Network
 from defendpp.execution import Execution
 from defendpp.files import write_arrays, write_whole
+from defendpp.progress import Progress
 from defendpp.purifier import Purified
 from defendpp.runs import Run, load_run, train
 from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training
@@ -164,8 +165,7 @@ def _on_reformed(attack: Attack, purified: Purified, id_: str) -> Attack:
 
 def _picture(job: Picture, place: Place, data_root: Path | None, device: str | None) -> None:
     if job.figure == "figure2":
-        subjects = [Subject("source", data, "resnet18", paper.SOURCE_SEED, job.scale) for data in ("mnist", "cifar10")]
-        firsts = {each.data: _test_images(each, data_root, None).batch([0])[0][0] for each in subjects}
+        firsts = {each.data: _test_images(each, data_root, None).batch([0])[0][0] for each in job.subjects}
         arrays = {
             f"{data} {name}": array
             for data, image in firsts.items()

@@ -4,8 +4,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,13 +12,11 @@ from statistics import median
 from typing import Any
 
 import pyarrow.parquet as pq
-import rich.progress
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from torch.utils.flop_counter import FlopCounterMode
 
 from defendpp import networks
-from defendpp.evaluation import Progress
+from defendpp.progress import bar
 from defendpp.purifier import ComDefend
 from defendpp.reproduce import perform
 from defendpp.study import Job, Making, Measurement, Picture, Place, Training
@@ -56,7 +53,7 @@ class Doing:
         if not self.bar or isinstance(job, Training):
             perform(job, self.place, data_root=self.data_root, device=device, bar=self.bar)
             return
-        with shown() as progress:
+        with bar() as progress:
             perform(job, self.place, data_root=self.data_root, device=device, progress=progress)
 
 
@@ -116,21 +113,6 @@ def spoken(duration: float) -> str:
     """Seconds as hours and minutes."""
     minutes = round(duration / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-
-
-@contextmanager
-def shown() -> Iterator[Progress]:
-    """A bar for what `evaluation.Progress` is told."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-    )
-    with rich.progress.Progress(*columns, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
 @cache
@@ -235,7 +217,7 @@ def in_order(jobs: Sequence[Job], do: Do, told: Told, begun: Do = lambda _: None
             begun(job)
             try:
                 do(job)
-            except (ValueError, OSError, RuntimeError) as error:
+            except Exception as error:  # whatever it is, the other jobs do not need this one
                 problem = error
         if problem is not None:
             failed[job.key] = problem
@@ -270,8 +252,10 @@ def on_ray(
     try:
         remote = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(_call)
         # not all at once: Ray takes what is ready first, which would be every training before any measurement
-        room = int(ray.cluster_resources().get("GPU", 0) // gpus) if gpus else None
-        room = room or max(1, int(ray.cluster_resources()["CPU"] // threads))
+        cards = int(ray.cluster_resources().get("GPU", 0))
+        if gpus and not cards:
+            raise ValueError("device cuda was asked for, but the cluster has no graphics card")
+        room = cards // gpus if gpus else max(1, int(ray.cluster_resources()["CPU"] // threads))
         waiting = [(job, [each.key for each in job.needs]) for job in jobs]
         unfinished = {job.key for job in jobs}
         failed: dict[str, BaseException] = {}

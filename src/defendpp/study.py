@@ -138,7 +138,7 @@ class Measurement:
     images: int | None = None
     """Only so many of the test images, a random subset."""
     through: str = ""
-    """How gradients pass ComDefend: straight-through or identity; "bare": attack and test the classifier behind it on
+    """How gradients pass a purifier: straight-through or identity; "bare": attack and test the classifier behind it on
     reformed images, which is what the paper's ComDefend-wb does."""
 
     @cached_property
@@ -189,9 +189,10 @@ class Picture:
 
     @property
     def subjects(self) -> list[Subject]:
-        """The source, and where the figure is about the auto-encoder, Defend++."""
+        """The source, and Defend++ where the figure is about the auto-encoder, or both data sets where about images."""
         ours = Subject("ours", "mnist", "resnet18", 1, self.scale)
-        return [ours.source] if self.figure in ("figure2", "figure5") else [ours.source, ours]
+        others = {"figure2": [replace(ours.source, data="cifar10")], "figure5": []}
+        return [ours.source, *others.get(self.figure, [ours])]
 
     @property
     def needs(self) -> "list[Job]":

@@ -1,7 +1,7 @@
 """Tables of the study: reported beside measured, cell by cell, from records alone. No network is loaded.
 
-Each row has three lines: what the paper printed; what was measured under its protocol; and white-box. A cell without a
-number says why in a note.
+Each row has three lines: what the paper printed; what was measured under its protocol; and white-box. Beyond the paper
+there are fewer. A cell without a number says why in a note.
 """
 
 from collections.abc import Iterable, Sequence

@@ -229,6 +229,15 @@ def _fixed(
     norm: str = "linf",
     is_random: bool = False,
 ) -> Attack:
+    check_budget(name, norm, epsilon, settings)
+    arguments = {key: value for key, value in settings.items() if key != "relative_step"}
+    if "relative_step" in settings:
+        arguments["step_size"] = settings["relative_step"] * epsilon
+    return Attack(name, norm, epsilon, settings, partial(function, epsilon=epsilon, **arguments), is_random)
+
+
+def check_budget(name: str, norm: str, epsilon: float, settings: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a budget that is none, and for steps or restarts below 1 in `settings`."""
     if not 0 <= epsilon < float("inf"):
         raise ValueError(f"epsilon must be at least 0 and finite, in pixel units of [0, 1], not {epsilon}")
     if norm == "linf" and epsilon > 1:
@@ -236,10 +245,6 @@ def _fixed(
     for key in ("first_steps", "steps", "restarts"):
         if settings.get(key, 1) < 1:
             raise ValueError(f"{name} needs at least 1 of {key}, not {settings[key]}")
-    arguments = {key: value for key, value in settings.items() if key != "relative_step"}
-    if "relative_step" in settings:
-        arguments["step_size"] = settings["relative_step"] * epsilon
-    return Attack(name, norm, epsilon, settings, partial(function, epsilon=epsilon, **arguments), is_random)
 
 
 def usual_step(steps: int) -> float:

@@ -77,6 +77,14 @@ def test_a_target_is_reached(affine: Affine, generator: torch.Generator) -> None
     assert torch.equal(model(found.images).argmax(1), wanted)
 
 
+@pytest.mark.parametrize("threshold", [-0.1, 1.0, float("nan")])
+def test_a_threshold_with_all_pixels_on_one_side_is_refused(affine: Affine, threshold: float) -> None:
+    with pytest.raises(ValueError, match=re.escape("threshold must be in [0, 1)")):
+        pixel_flips(
+            by_sign(affine, torch.ones(4)), torch.zeros(1, 4), torch.zeros(1).long(), epsilon=1.0, threshold=threshold
+        )
+
+
 @pytest.mark.parametrize("argument", ["steps", "candidates"])
 def test_less_than_one_step_or_candidate_is_refused(affine: Affine, argument: str) -> None:
     none: dict[str, Any] = {argument: 0}

@@ -47,12 +47,14 @@ def pixel_flips(
     `candidates` forward passes a step, and one to check success; images that are broken or whose budget is spent leave
     the batch from time to time.
 
-    Raises ValueError as `bim` does, and for candidates < 1.
+    Raises ValueError as `bim` does, for candidates < 1, and for a threshold outside [0, 1).
     """
     check_inputs(images, labels)
     radius = per_image("epsilon", epsilon, images)
     check_at_least("steps", steps, 1)
     check_at_least("candidates", candidates, 1)
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold must be in [0, 1), so that pixels can lie on both sides of it, got {threshold}")
     sign = -1 if targeted else 1
 
     with attacking(model, images, labels) as (classify, clean, labels):
