@@ -50,8 +50,10 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
         + " and ".join(f"{paper.EPSILON[data]:g} ({shown})" for data, shown in robustness.DATA.items())
         + " for Adv. FGSM and Adv. PGD, which may be larger than those it is measured at; Adv. DDN has none but a "
         "largest L2 norm.\n"
-        f"- **Training seeds** 1, 2, 3 on MNIST on clean images and at {', '.join(robustness.OVER_SEEDS)}, else 1. "
-        "Attacks: seed 0.\n"
+        "- **Training seeds** 1, 2, 3 in the first table of MNIST on clean images and at "
+        f"{', '.join(robustness.OVER_SEEDS)}, everywhere else 1. Attacks: seed 0.\n"
+        "- **Images**: a cell with fewer than all test images has the same random subset as all others of so many, "
+        "which may be easier or harder than the rest: compare cells of one number of images only.\n"
         "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "
         "where that is wider. Differences are paired, image by image, and as on the study's page; none is corrected "
         "for their number.\n"
@@ -87,7 +89,7 @@ def questions(data: str) -> list[Question]:
     about = robustness.DATA[data]
 
     def ask(text: str, *pairs: tuple[str, str]) -> Question:
-        return Question(f"{text} ({about})", f"robust-{data}", pairs, "white-box", budgets)
+        return Question(f"{text} ({about})", f"robust-{data}", pairs, "white-box", budgets, beside=("Clean",))
 
     main = f"Cascade, {robustness.main(data)}"
     names = {row.name for row in table.rows}
@@ -98,8 +100,10 @@ def questions(data: str) -> list[Question]:
             (("noise + consistency", "noise"),),
             "white-box",
             (main,),
+            beside=("Clean",),
         ),
         ask("At every budget: what does consistency add to noise?", ("noise + consistency", "noise")),
+        ask("And to noise that trained as long?", ("noise + consistency", "noise, twice as long")),
         ask("What does the decoder add to noise?", ("noise + decoder", "noise")),
         ask("What do multi-scale targets add to the decoder?", ("noise + decoder", "noise + decoder, full scale only")),
         ask("What do the H modules add?", ("noise + decoder", "noise + decoder without H modules")),
@@ -115,7 +119,8 @@ def questions(data: str) -> list[Question]:
             f"width-{data}",
             tuple((f"width {wide}", f"width {narrow}") for narrow, wide in pairwise(robustness.WIDTHS[data])),
             "white-box",
-            tuple(column.name for column in robustness.TABLES[f"width-{data}"].columns),
+            tuple(each.name for each in robustness.TABLES[f"width-{data}"].columns if each.attack != "Clean"),
+            beside=("Clean",),
         ),
     ]
     rows = {name: {row.name for row in table.rows} for name, table in robustness.TABLES.items()}
@@ -143,7 +148,7 @@ def _chosen(data: str, record: Path) -> list[str]:
 
 def _trainings(place: Place) -> list[str]:
     """What training each row takes, beside the undefended network."""
-    lines = ["| data | row | beside the undefended network | minutes |", "|---|---|---|---:|"]
+    lines = ["| data | row | beside the undefended network | operations | minutes |", "|---|---|---|---:|---:|"]
     for data in robustness.DATA:
         plain = robustness.recipe("none", data, "resnet18", "cpu", 1)
         for row in robustness.TABLES[f"robust-{data}"].rows:
@@ -151,11 +156,14 @@ def _trainings(place: Place) -> list[str]:
             took = [seconds for seconds in (schedule.seconds(job, place) for job in jobs) if seconds]
             minutes = f"{mean(took) / 60:.0f}" if took else "–"
             beside = study_report.differences(jobs[0].subject.recipe, plain)
-            lines.append(f"| {robustness.DATA[data]} | {row.name} | {beside} | {minutes} |")
+            operations = schedule.cost(jobs[0]) / schedule.cost(Training(Subject("none", data, "resnet18", 1, "cpu")))
+            lines.append(f"| {robustness.DATA[data]} | {row.name} | {beside} | {operations:.1f} | {minutes} |")
     return [
         "## What the training of each row takes",
-        "Minutes of one to two cores that were seldom idle: orders of magnitude. The classifier, and so its use, is "
-        "the same in all rows, but for the threshold before that of “0/1 images”.",
+        "Operations are those of all training steps, as multiples of the undefended network's, counted and not "
+        "measured. Minutes are of one core of a machine that was busy with other work, now more, now less: orders of "
+        "magnitude. The classifier, and so its use, is the same in all rows, but for the threshold before that of “0/1 "
+        "images”.",
         "\n".join(lines),
     ]
 

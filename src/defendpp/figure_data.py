@@ -122,12 +122,13 @@ def removal(classifier: nn.Module, objective: Defend, pieces: Iterable[tuple[Ten
     its input has D_ra = 0 and R infinite, so R < 1 shows that it does not copy. It does not show that the clean image
     comes back: a black picture, whatever the input, has R < 1 wherever the attack brightened the image, and any
     picture far from both has R near 1. Only D_rc < `distance` shows that rebuilding brought the image nearer to the
-    clean one; on MNIST, setting pixels below 0.5 to 0 does that too. And R says nothing of the class: the classifier
+    clean one; on MNIST, setting pixels below 0.5 to 0 does that too: `D_tc` and `D_ta` are from the attacked image with
+    these set to 0. And R says nothing of the class: the classifier
     never sees the reconstruction. Where the attack left the image alone, `distance` is 0 and R is 1.
 
     ValueError where the two images of a pair differ in shape, and where there is no image at all.
     """
-    found: list[Float[Tensor, "3 n"]] = []
+    found: list[Float[Tensor, "5 n"]] = []
     for clean, adversarial in pieces:
         if clean.shape != adversarial.shape:
             raise ValueError(
@@ -135,13 +136,17 @@ def removal(classifier: nn.Module, objective: Defend, pieces: Iterable[tuple[Ten
             )
         with evaluating(classifier, objective):  # not around the loop: the next piece may have yet to be attacked
             rebuilt = _rebuild(classifier, objective, adversarial)
-            pairs = ((rebuilt, clean), (rebuilt, adversarial), (adversarial, clean))
+            cut = adversarial * (adversarial >= 0.5)
+            pairs = ((rebuilt, clean), (rebuilt, adversarial), (adversarial, clean), (cut, clean), (cut, adversarial))
             found.append(torch.stack([(a.cpu().double() - b.cpu()).flatten(1).norm(dim=1) for a, b in pairs]))
     if not sum(each.shape[1] for each in found):
         raise ValueError("the removal of a perturbation is measured on at least one image, but the pieces hold none")
-    to_clean, to_attacked, distance = torch.cat(found, dim=1)
+    to_clean, to_attacked, distance, cut_to_clean, cut_to_attacked = torch.cat(found, dim=1)
     ratio = torch.where(to_clean == to_attacked, 1, to_clean / to_attacked)  # 1, not nan, where both are 0
-    arrays = {"D_rc": to_clean, "D_ra": to_attacked, "R": ratio, "distance": distance}
+    arrays = {
+        "D_rc": to_clean, "D_ra": to_attacked, "R": ratio, "distance": distance,
+        "D_tc": cut_to_clean, "D_ta": cut_to_attacked,
+    }  # fmt: skip
     return {name: values.float().numpy() for name, values in arrays.items()}
 
 

@@ -4,35 +4,56 @@ Two rows of a table are compared image by image within each training seed, and t
 measured yet is left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import inf
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 
-from defendpp import records, tables
+from defendpp import records, robustness, tables
 from defendpp.paper import FIGURE6_EPSILONS, Protocol, Scale
-from defendpp.study import TABLES, Picture, Place, cell, figure6
+from defendpp.study import TABLES, Measurement, Picture, Place, cell, figure6
+
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+FLOOR = 0.01
+"""Where neither of two rows has more than this share of images right, their difference tells nothing."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of pairs of rows: is the first more accurate than the second under these attacks?"""
+    """What is asked of pairs of rows: does the first resist better than the second?"""
 
     text: str
     table: str
     pairs: tuple[tuple[str, str], ...]
     protocol: Protocol = "transfer"
     columns: tuple[str, ...] = ("FGSM", "BIM", "PGD")
+    """What the verdict is drawn from: each of them by itself."""
+    together: bool = False
+    """All of them as one attack: an image counts where it is right under each."""
+    beside: tuple[str, ...] = ()
+    """Told, and no part of the verdict."""
+    nearest: tuple[str, ...] = ()
+    """Minimal-norm attacks; how far the nearer of them must go is told too."""
 
 
 OTHER = "No defense, another seed"
+FARTHER = ("C&W", "DDN")
+"""Transferred, these stop just across the boundary of their source: high accuracies mean little."""
 QUESTIONS = (
     Question(
         "Does Defend++ beat an undefended network that is merely not the source? (MNIST)",
         "table2",
-        (("ours", OTHER), ("ours, fine-tuned", "No defense, fine-tuned"), ("ours, fine-tuned", OTHER)),
+        (
+            ("ours", OTHER),
+            ("ours, alternating", OTHER),
+            ("ours, fine-tuned", "No defense, fine-tuned"),
+            ("ours, fine-tuned", OTHER),
+        ),
+        beside=FARTHER,
     ),
     Question(
         "The same where the paper leaves something open (MNIST)",
@@ -44,33 +65,38 @@ QUESTIONS = (
         ),
         columns=("FGSM 0.3", "BIM 0.3", "FGSM, 8 bits", "BIM, 8 bits", "FGSM, another source", "BIM, another source"),
     ),
-    Question("And on CIFAR-10?", "table3", (("ours", OTHER),), columns=("FGSM", "BIM")),
+    Question("And on CIFAR-10?", "table3", (("ours", OTHER),), columns=("FGSM", "BIM"), beside=FARTHER),
     Question(
         "Does the multi-scale low-pass objective matter?",
         "table1",
         (("ours", "ours w/o MS-LP"), ("ours", "ours w/ MS-LI")),
         columns=("FGSM", "BIM"),
+        beside=FARTHER,
     ),
     Question(
         "Does the pyramid with its H modules matter?",
         "table1",
         (("ours", "Hourglass"), ("ours", "Hourglass+SC"), ("ours", "Hourglass+SA")),
         columns=("FGSM", "BIM"),
+        beside=FARTHER,
     ),
     Question(
         "Does sharing more blocks help?",
         "table1",
         tuple(("4 shared blocks", each) for each in ("1 shared block", "2 shared blocks", "3 shared blocks")),
         columns=("FGSM", "BIM"),
+        beside=FARTHER,
     ),
-    Question("What does the decoder add to noise?", "table2", (("ours + GN", "noise alone"),)),
-    Question("What does noise add to the decoder?", "table2", (("ours + GN", "ours"),)),
+    Question("What does the decoder add to noise?", "table2", (("ours + GN", "noise alone"),), beside=FARTHER),
+    Question("What does noise add to the decoder?", "table2", (("ours + GN", "ours"),), beside=FARTHER),
     Question(
         "White-box, is Defend++ harder to fool than an undefended network?",
         "table2",
-        (("ours", OTHER), ("ours + GN", OTHER), ("ours + GN", "noise alone")),
+        (("ours", OTHER), ("ours, alternating", OTHER), ("ours + GN", OTHER), ("ours + GN", "noise alone")),
         "white-box",
         ("FGSM", "BIM", "PGD", "Cascade"),
+        together=True,
+        nearest=FARTHER,
     ),
     Question(
         "White-box, against adversarial training",
@@ -78,75 +104,128 @@ QUESTIONS = (
         (("ours", "Adv. FGSM"), ("ours", "Adv. DDN"), ("ours", "Adv. PGD")),
         "white-box",
         ("FGSM", "BIM", "PGD", "Cascade"),
+        together=True,
+        nearest=FARTHER,
     ),
 )
 
 
+@dataclass(frozen=True)
+class Contrast:
+    """One row against another, over the seeds that both have."""
+
+    difference: records.Difference | records.MeanDifference
+    best: float
+    """Accuracy of the better of the two."""
+    seeds: int
+    planned: int
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval excludes 0, else 0."""
+        return 1 if self.difference.low > 0 else -1 if self.difference.high < 0 else 0
+
+    def __str__(self) -> str:
+        return f"both at most {100 * self.best:.1f} %" if self.best <= FLOOR else str(self.difference)
+
+
 def right(
-    table: str, row: str, column: str, protocol: Protocol, scale: Scale, place: Place
-) -> "dict[int, pd.Series[bool]]":
-    """Which images stayed right, by training seed, indexed by image, for the seeds that were measured."""
+    table: str, row: str, columns: Sequence[str], protocol: Protocol, scale: Scale, place: Place
+) -> "tuple[dict[int, pd.Series[bool]], int]":
+    """Which images stayed right under all these, by training seed, for the seeds that were measured; and how many
+    seeds there are to be. Where columns are of different images, those that all have."""
+    found: list[dict[int, pd.Series[bool]]] = []
+    planned = 0
+    for name in columns:
+        groups, radius = _measurements(table, row, name, protocol, scale)
+        planned = len(groups)
+        by_seed = {group[0].target.seed: tables.right(group, place, radius) for group in groups}
+        found.append({seed: values for seed, values in by_seed.items() if values is not None})
+    shared = [seed for seed in found[0] if all(seed in each for each in found)]
+    joined = {seed: pd.concat([each[seed] for each in found], axis=1, join="inner").all(axis=1) for seed in shared}
+    return joined, planned
+
+
+def _measurements(
+    table: str, row: str, column: str, protocol: Protocol, scale: Scale
+) -> tuple[list[list[Measurement]], float | None]:
     of_row = next(each for each in TABLES[table].rows if each.name == row)
     of_column = next(each for each in TABLES[table].columns if each.name == column)
-    groups = cell(TABLES[table], of_row, of_column, scale)[protocol == "white-box"]
-    found = {group[0].target.seed: tables.right(group, place, of_column.radius) for group in groups}
-    return {seed: values for seed, values in found.items() if values is not None}
+    return cell(TABLES[table], of_row, of_column, scale)[protocol == "white-box"], of_column.radius
 
 
 def contrast(
-    table: str, a: str, b: str, column: str, protocol: Protocol, scale: Scale, place: Place
-) -> records.Difference | records.MeanDifference | None:
-    """Accuracy of row a less that of row b, over the seeds that both have; None where they have none in common.
+    table: str, a: str, b: str, columns: Sequence[str], protocol: Protocol, scale: Scale, place: Place
+) -> Contrast | None:
+    """Accuracy of row a less that of row b under all of `columns`; None where they have no seed in common.
 
     Raises `ValueError` where they were not measured on the same images.
     """
-    first, second = (right(table, row, column, protocol, scale, place) for row in (a, b))
-    by_seed = []
+    (first, planned), (second, also) = (right(table, row, columns, protocol, scale, place) for row in (a, b))
+    by_seed, best = [], 0.0
     for seed in [seed for seed in first if seed in second]:
         if not first[seed].index.equals(second[seed].index):
-            raise ValueError(f"“{a}” and “{b}” of {table} saw different images under {column}: measure them again")
+            names = " and ".join(columns)
+            raise ValueError(f"“{a}” and “{b}” of {table} saw different images under {names}: measure them again")
         by_seed.append(records.paired_difference(first[seed].to_numpy(), second[seed].to_numpy()))
-    if len(by_seed) < 2:
-        return by_seed[0] if by_seed else None
-    return records.mean_difference(by_seed)
+        best = max(best, float(first[seed].mean()), float(second[seed].mean()))
+    if not by_seed:
+        return None
+    difference = by_seed[0] if len(by_seed) == 1 else records.mean_difference(by_seed)
+    return Contrast(difference, best, len(by_seed), min(planned, also))
 
 
 def answers(question: Question, scale: Scale, place: Place) -> list[str]:
     """A line for each pair that was measured: what the differences amount to, and the differences."""
     lines = []
     for a, b in question.pairs:
-        found = {
-            name: contrast(question.table, a, b, name, question.protocol, scale, place) for name in question.columns
-        }
-        present = {name: each for name, each in found.items() if each is not None}
-        if present:
-            told = [f"{name} {each}{_reported(question, a, b, name)}" for name, each in present.items()]
-            lines.append(
-                f"“{a}” against “{b}”: **{_verdict([*present.values()], len(question.columns))}**. {'; '.join(told)}."
-            )
+
+        def compared(*columns: str, a: str = a, b: str = b) -> Contrast | None:
+            return contrast(question.table, a, b, columns, question.protocol, scale, place)
+
+        each = {name: compared(name) for name in question.columns}
+        beside = {name: compared(name) for name in question.beside}
+        judged = {"all of these": compared(*question.columns)} if question.together else each
+        present = [found for found in judged.values() if found is not None]
+        if not present:
+            continue
+        told = [
+            f"{name} {found}{_reported(question, a, b, name)}"
+            for name, found in {**each, **(judged if question.together else {}), **beside}.items()
+            if found is not None
+        ]
+        told += _farther(question, a, b, scale, place)
+        lines.append(f"“{a}” against “{b}”: {_verdict(present, len(judged))}. {'; '.join(told)}.")
     return lines
 
 
-def _verdict(found: Sequence[records.Difference | records.MeanDifference], wanted: int) -> str:
-    told = _told(found)
+def _verdict(found: Sequence[Contrast], wanted: int) -> str:
+    seeds, planned = min(each.seeds for each in found), max(each.planned for each in found)
+    told = _told([each.sign for each in found if each.best > FLOOR], wanted)
     if len(found) < wanted:
         told += f", of which {len(found)} of {wanted} were measured"
-    if any(isinstance(each, records.Difference) for each in found):
-        told += ", of this one pair of networks; other training seeds were not tried"
-    return told
+    if seeds > 1:
+        return f"**{told}**" + (f", so far of {seeds} of {planned} training seeds" if seeds < planned else "")
+    return told + (
+        ", so far of one pair of networks, which is no verdict on the method"
+        if planned > 1
+        else ", of this one pair of networks; other training seeds were not tried"
+    )
 
 
-def _told(found: Sequence[records.Difference | records.MeanDifference]) -> str:
-    signs = {1 if each.low > 0 else -1 if each.high < 0 else 0 for each in found}
-    if signs == {1}:
-        return "higher under every attack here"
-    if signs == {-1}:
-        return "lower under every attack here"
-    if signs == {0}:
+def _told(signs: Sequence[int], wanted: int) -> str:
+    every, some = ("", "") if wanted == 1 else (" under every attack here", " under some attacks")
+    if not signs:
+        return "nothing can be told, for hardly any image is left"
+    if set(signs) == {1}:
+        return f"higher{every}"
+    if set(signs) == {-1}:
+        return f"lower{every}"
+    if set(signs) == {0}:
         return "no difference that these measurements can tell from chance"
     if 1 in signs and -1 in signs:
         return "higher under some attacks and lower under others"
-    return f"{'higher' if 1 in signs else 'lower'} under some attacks, no clear difference under others"
+    return f"{'higher' if 1 in signs else 'lower'}{some}, no clear difference under others"
 
 
 def _reported(question: Question, a: str, b: str, column: str) -> str:
@@ -156,6 +235,84 @@ def _reported(question: Question, a: str, b: str, column: str) -> str:
     if first is None or second is None or question.protocol != "transfer":
         return ""
     return f" (paper {first - second:+.2f})"
+
+
+def _farther(question: Question, a: str, b: str, scale: Scale, place: Place) -> list[str]:
+    """How much farther the nearer of the minimal-norm attacks must go on a than on b, by training seed."""
+    shifts = []
+    if question.nearest:
+        first, second = (_distances(question, row, scale, place) for row in (a, b))
+        for seed in [seed for seed in first if seed in second]:
+            both = first[seed].index.intersection(second[seed].index)
+            shifts.append(records.median_shift(first[seed][both].to_numpy(), second[seed][both].to_numpy()))
+    names = " or ".join(question.nearest)
+    return [f"L2 that {names} needs {', '.join(map(str, shifts))} (median of the paired differences)"] if shifts else []
+
+
+def _distances(question: Question, row: str, scale: Scale, place: Place) -> "dict[int, pd.Series[float]]":
+    """By training seed: the L2 distance of the nearest for each image that is right when clean, infinite if none."""
+    found: dict[int, list[pd.Series[float]]] = {}
+    for name in question.nearest:
+        groups, _ = _measurements(question.table, row, name, "white-box", scale)
+        for group in groups:
+            frames = tables.outcomes(group, place)
+            if frames is not None:
+                mine = found.setdefault(group[0].target.seed, [])
+                right = [each[each["clean_prediction"] == each["label"]] for each in frames]
+                mine.append(pd.concat([each["l2"].where(each["success"], inf) for each in right], axis=1).min(axis=1))
+    nearest = {seed: pd.concat(each, axis=1, join="inner").min(axis=1) for seed, each in found.items()}
+    return {seed: values for seed, values in nearest.items() if len(found[seed]) == len(question.nearest)}
+
+
+def failures(name: str, scale: Scale, place: Place) -> list[str]:
+    """White-box attacks of a table that left more images right than another at the same budget: they failed there.
+
+    By row, of its first training seed. The other is an attack on the network itself, or images of the paper's protocol;
+    one step may leave more right than many, and is compared with one step. Only what is clear of chance, from a point
+    on.
+    """
+    table = TABLES[name]
+    attacks = robustness.attacks(table.data)
+    budgets = {
+        column.name: (attacks[column.attack].norm, attacks[column.attack].epsilon)
+        for column in table.columns
+        if column.attack != "Clean" and attacks[column.attack].epsilon is not None
+    }
+    lines = []
+    for row in (each for each in table.rows if each.role):
+        shown: dict[tuple[str, Protocol], pd.Series[bool]] = {}
+        for protocol in PROTOCOLS:
+            for column in budgets:
+                by_seed, _ = right(name, row.name, [column], protocol, scale, place)
+                if by_seed:
+                    shown[column, protocol] = by_seed[min(by_seed)]
+        told = []
+        for (column, protocol), own in shown.items():
+            rivals = {
+                f"{by} made on the source" if how == "transfer" else by: other
+                for (by, how), other in shown.items()
+                if protocol == "white-box" and budgets[by] == budgets[column] and (column != "FGSM" or by == "FGSM")
+            }
+            told += _beaten(column, own, rivals)
+        if told:
+            lines.append(f"“{row.name}”: {'; '.join(told)}.")
+    return lines
+
+
+def _beaten(column: str, own: "pd.Series[bool]", rivals: "Mapping[str, pd.Series[bool]]") -> list[str]:
+    """The rival that leaves the fewest images right beside `own`, on those that both attacked, if clearly fewer."""
+    found = {}
+    for by, other in rivals.items():
+        both = own.index.intersection(other.index)
+        gain = records.paired_difference(own[both].to_numpy(), other[both].to_numpy())
+        if gain.low > 0 and gain.value >= FLOOR:
+            kept, left = 100 * own[both].mean(), 100 * other[both].mean()
+            found[gain.value] = f"{column} leaves {kept:.1f} %, {by} {left:.1f} % (n = {gain.n:,})"
+    return [found[max(found)]] if found else []
+
+
+REBUILT, CUT = ("D_rc", "D_ra"), ("D_tc", "D_ta")
+"""Arrays of `figure_data.removal`: distances to the clean and to the attacked image."""
 
 
 def claims(scale: Scale, place: Place) -> list[str]:
@@ -173,11 +330,19 @@ def claims(scale: Scale, place: Place) -> list[str]:
     if arrays.exists():
         with np.load(arrays) as found:
             for protocol in ("transfer", "white-box"):
-                ratio, nearer = found[f"{protocol} R"], found[f"{protocol} D_rc"] < found[f"{protocol} distance"]
-                share, shares = (records.accuracy(each) for each in (ratio < 1, nearer))
+                distance = found[f"{protocol} distance"]
+                changed = distance > 0
+                rebuilt, cut = ([found[f"{protocol} {name}"] for name in pair] for pair in (REBUILT, CUT))
+                shares = [
+                    records.accuracy(each[changed])
+                    for to_clean, to_attacked in (rebuilt, cut)
+                    for each in (to_clean < to_attacked, to_clean < distance)
+                ]
                 lines.append(
-                    f"R < 1 for {share} of n = {share.n:,} FGSM images, {protocol} (the paper: always); nearer to the "
-                    f"clean image than the attacked one was: {shares}."
+                    f"R < 1 for {shares[0]} of n = {shares[0].n:,} FGSM images, {protocol} (the paper: always); nearer "
+                    f"to the clean image than the attacked one was: {shares[1]}. So is, without any network, the "
+                    f"attacked image with its pixels below 0.5 set to 0: {shares[2]} and {shares[3]}. The classifier "
+                    "never sees what is rebuilt."
                 )
     return lines
 
@@ -202,7 +367,7 @@ def orders(scale: Scale, place: Place) -> list[str]:
     reported = {name: row.published[name] for name in names}
     lines = ["Reported, from the strongest attack: " + _order(reported) + "."]
     for protocol in ("transfer", "white-box"):
-        found = {name: right("table2", "ours", name, protocol, scale, place) for name in names}
+        found = {name: right("table2", "ours", [name], protocol, scale, place)[0] for name in names}
         if all(found.values()):
             means = {name: 100 * float(np.mean([values.mean() for values in found[name].values()])) for name in names}
             lines.append(f"Measured, {protocol}: {_order(means)}.")
@@ -210,4 +375,8 @@ def orders(scale: Scale, place: Place) -> list[str]:
 
 
 def _order(accuracies: dict[str, float]) -> str:
-    return " < ".join(f"{name} {value:.1f}" for name, value in sorted(accuracies.items(), key=lambda each: each[1]))
+    """From the lowest; what is printed alike counts as equal."""
+    ordered = sorted(accuracies.items(), key=lambda each: each[1])
+    told = [f"{name} {value:.1f}" for name, value in ordered]
+    signs = [" = " if f"{low:.1f}" == f"{high:.1f}" else " < " for (_, low), (_, high) in pairwise(ordered)]
+    return "".join(part for pair in zip(told, [*signs, ""], strict=True) for part in pair)

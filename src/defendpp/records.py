@@ -327,15 +327,46 @@ def median_distance(rows: pd.DataFrame) -> Distance:
     A failed attack counts as infinitely far. The interval lies between two order statistics, so it assumes nothing
     about the distances (David and Nagaraja 2003, section 7.1).
     """
-    from scipy.stats import binom
-
     distances = np.sort(_reach(rows[rows["clean_prediction"] == rows["label"]]))
     n = len(distances)
     if n == 0:
         raise ValueError("the median distance needs an image that is right when clean, but there is none")
+    low, high = _ranked(distances)
+    return Distance(float(np.median(distances)), max(0.0, low), high, n)
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Median of what an attack needed more on one network than on another, image by image, with a 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.median:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def median_shift(a: Float[np.ndarray, " image_a"], b: Float[np.ndarray, " image_b"]) -> Shift:
+    """Of distances on the same images, infinite where an attack failed: the median of a[i] - b[i], 0 if both failed.
+
+    The interval is that of `median_distance`.
+    """
+    if len(a) != len(b) or not len(a):
+        raise ValueError(f"a paired comparison needs the same images, at least one, but got {len(a)} and {len(b)}")
+    shifts = np.sort(np.where(np.isinf(a) & np.isinf(b), 0.0, a - np.where(np.isinf(a) & np.isinf(b), 0.0, b)))
+    low, high = _ranked(shifts)
+    return Shift(float(np.median(shifts)), low, high, len(a))
+
+
+def _ranked(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """Between these two of the sorted values lies the median, with 95 % confidence."""
+    from scipy.stats import binom
+
+    n = len(values)
     rank = int(binom.ppf(0.025, n, 0.5))  # x_(rank) and x_(n + 1 - rank), counted from 1; rank 0 is no bound at all
-    low, high = (distances[rank - 1], distances[n - rank]) if rank else (0.0, inf)
-    return Distance(float(np.median(distances)), float(low), float(high), n)
+    return (float(values[rank - 1]), float(values[n - rank])) if rank else (-inf, inf)
 
 
 def cell(

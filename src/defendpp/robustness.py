@@ -76,7 +76,7 @@ def _robust(data: str) -> Table:
         Row("noise", "loud", {}),
         Row("noise + decoder", "loud, decoder", {}),
         Row("noise + consistency", "steady", {}),
-        *(DECODERS if is_digits else ()),
+        *((Row("noise, twice as long", "loud, longer", {}), *DECODERS) if is_digits else ()),
         Row("Adv. FGSM", "adv-fgsm", {}),
         Row("Adv. DDN", "adv-ddn", {}),
         *((Row("Adv. PGD", "adv-pgd", {}),) if is_digits else ()),
@@ -89,8 +89,9 @@ def _record(data: str) -> Table:
     few, is_digits = ROBUST_ON[data], data == "mnist"
     also = tuple(f"{name}, {main(data)}" for name in ("Square", "AutoAttack"))
     columns = (
-        Column("Clean", "Clean", protocols=WHITE_BOX),
+        Column("Clean", "Clean", protocols=WHITE_BOX, once=True),
         Column(f"Cascade, {main(data)}", main(data), protocols=WHITE_BOX, images=RECORDED_ON[data], once=True),
+        Column(f"the same on {few:,} images", main(data), protocols=WHITE_BOX, images=few, once=True),
         *(Column(name, name, protocols=WHITE_BOX, images=few, once=True) for name in also),
         _worst(data, also),
         *(() if is_digits else (Column("AutoAttack, L2 0.5", "AutoAttack, L2 0.5", protocols=WHITE_BOX, images=few),)),
@@ -121,13 +122,17 @@ def _worst(data: str, also: tuple[str, ...]) -> Column:
 def _widths(data: str) -> Table:
     """What more of the same network brings."""
     few, is_digits = ROBUST_ON[data], data == "mnist"
-    measured = {"Clean": None, main(data): RECORDED_ON[data] if is_digits else few}
-    measured |= {f"AutoAttack, {main(data)}": few, "L2 1.5": few} if is_digits else {"L2 0.5": few}
+    measured: list[tuple[str, str, int | None]] = [("Clean", "Clean", None)]
+    if is_digits:
+        measured += [(f"{main(data)}, all images", main(data), RECORDED_ON[data])]
+        measured += [(name, name, few) for name in (main(data), f"AutoAttack, {main(data)}", "L2 1.5")]
+    else:
+        measured += [(name, name, few) for name in (main(data), "L2 0.5")]
     return Table(
         f"{DATA[data]}: noise + consistency at several widths; the cascade",
         data,
         tuple(Row(f"width {width}", WIDE.get(width, "steady"), {}) for width in WIDTHS[data]),
-        tuple(Column(name, name, protocols=WHITE_BOX, images=n, once=True) for name, n in measured.items()),
+        tuple(Column(name, attack, protocols=WHITE_BOX, images=n, once=True) for name, attack, n in measured),
     )
 
 
@@ -194,6 +199,7 @@ def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recip
     steady = replace(loud, consistency=CONSISTENCY[data])
     return {
         "loud": loud,
+        "loud, longer": replace(loud, epochs=2 * loud.epochs),  # as many passes as two copies of each image take
         "loud, decoder": decoder,
         "loud, full scale": replace(decoder, scale_weight=0.0),
         "loud, hourglass": replace(decoder, decoder="hourglass"),
@@ -203,5 +209,5 @@ def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recip
     }[role]
 
 
-ROLES = ("0/1 images", "loud", "loud, decoder", "loud, full scale", "loud, hourglass", "steady", "steady, decoder",
-         *WIDE.values())  # fmt: skip
+ROLES = ("0/1 images", "loud", "loud, longer", "loud, decoder", "loud, full scale", "loud, hourglass", "steady",
+         "steady, decoder", *WIDE.values())  # fmt: skip
