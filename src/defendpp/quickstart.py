@@ -57,7 +57,7 @@ def attack_networks(
         threats.fgsm(EPSILON),
         threats.bim(EPSILON, steps=40),
         threats.cascade(EPSILON),
-        threats.ddn(steps=100),
+        threats.ddn(steps=50),
     ]
     # Off the main budget only the curve needs to know whether an image falls, so what has fallen is left in peace.
     curve = [threats.pgd(epsilon, steps=40, loss="margin", stop_early=True) for epsilon in (0.1, EPSILON, 0.3)]
