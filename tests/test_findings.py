@@ -114,6 +114,11 @@ def test_where_hardly_an_image_is_left_nothing_is_told(place: Place) -> None:
     (text,) = answers(Question("?", "table2", (("ours", OTHER),), "white-box", ("BIM",)), "cpu", place)
     assert "nothing can be told, for hardly any image is left" in text
     assert "BIM both at most 1.0 %" in text
+    for job, other in zip(white_boxes("ours", "pgd"), white_boxes("none", "pgd"), strict=True):
+        store(job, first(90), place)
+        store(other, first(10), place)
+    (text,) = answers(Question("?", "table2", (("ours", OTHER),), "white-box", ("BIM", "PGD")), "cpu", place)
+    assert "**higher under every attack that leaves images right**" in text
 
 
 def test_how_much_farther_the_nearer_attack_goes(place: Place) -> None:

@@ -201,7 +201,8 @@ def answers(question: Question, scale: Scale, place: Place) -> list[str]:
 
 def _verdict(found: Sequence[Contrast], wanted: int) -> str:
     seeds, planned = min(each.seeds for each in found), max(each.planned for each in found)
-    told = _told([each.sign for each in found if each.best > FLOOR], wanted)
+    signs = [each.sign for each in found if each.best > FLOOR]
+    told = _told(signs, wanted, "here" if len(signs) == len(found) else "that leaves images right")
     if len(found) < wanted:
         told += f", of which {len(found)} of {wanted} were measured"
     if seeds > 1:
@@ -213,8 +214,8 @@ def _verdict(found: Sequence[Contrast], wanted: int) -> str:
     )
 
 
-def _told(signs: Sequence[int], wanted: int) -> str:
-    every, some = ("", "") if wanted == 1 else (" under every attack here", " under some attacks")
+def _told(signs: Sequence[int], wanted: int, which: str) -> str:
+    every, some = ("", "") if wanted == 1 else (f" under every attack {which}", " under some attacks")
     if not signs:
         return "nothing can be told, for hardly any image is left"
     if set(signs) == {1}:
