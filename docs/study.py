@@ -53,7 +53,7 @@ def page(place: Place = PLACE) -> str:
         "- **White-box** is FGSM, BIM, PGD (cross-entropy, one start), C&W and DDN, as in the paper: upper bounds of "
         "robust accuracy; tables 2 and 3 have the cascade beside them, which ends in random search. C&W has the "
         "paper's 5 times 20 steps and does not converge in them: where it needs more than DDN, or leaves images "
-        "right, that is its failure. Which other cells show a failed attack is listed below.\n"
+        "right, that is its failure. Which cells of tables 2 and 3 show a failed attack is listed below.\n"
         "- **Images**: where a cell has fewer than all test images, they are one random subset, the same for all rows; "
         f"{_subset(place)}compare cells of one number of images only.\n"
         "- **Selection**: the epoch with the best accuracy on clean validation images; of rows fine-tuned from the "

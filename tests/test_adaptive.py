@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from defendpp import attacks, networks, threats
-from defendpp.adaptive import DRAWS, Raised, against_decoder, attacked, stand_ins
+from defendpp.adaptive import DRAWS, Raised, adapted, against_decoder, stand_ins
 from defendpp.encoder import tap
 from defendpp.objective import Defend, defend
 from defendpp.purifier import Averaged, Binarise, ComDefend, Purified
@@ -107,7 +107,10 @@ def test_behind_a_purifier_the_worst_of_both_gradients_counts(
     purified, (images, _) = Purified(Binarise(), model[0]), batch
     with torch.no_grad():
         labels = purified(images).argmax(1)
-    found = attacked(attack, purified, images, labels)
+    through = adapted(attack, purified)
+    assert through.settings == {**attack.settings, "gradient": "straight-through, identity"}
+    assert adapted(through, purified) is through
+    found = through.run(purified, images, labels)
     each = [
         attack.run(attacks.prepare(purified.attacked_through(gradient), images), images, labels)
         for gradient in ("straight-through", "identity")
@@ -131,6 +134,8 @@ def test_a_purifier_that_draws_noise_is_averaged(model: Model) -> None:
         assert isinstance(view, Averaged)
         assert isinstance(view.model, Purified)
         assert (view.draws, view.model.gradient) == (DRAWS, gradient)
+    told = adapted(threats.fgsm(0.1), Purified(purifier, model[0])).settings["gradient"]
+    assert told == "straight-through, identity, 10 draws"
 
 
 @pytest.mark.parametrize(("epsilon", "steps"), [(8.0, 5), (-1.0, 5), (float("nan"), 5), (0.1, 0)])
@@ -141,8 +146,9 @@ def test_budgets_and_steps_are_checked(epsilon: float, steps: int) -> None:
 
 def test_other_models_and_chosen_gradients_are_attacked_as_they_are(model: Model, batch: tuple[Tensor, Tensor]) -> None:
     chosen = Purified(Binarise(), model[0]).attacked_through("identity")
+    attack = threats.bim(0.05, steps=3)
     for each in (model[0], chosen, attacks.prepare(chosen, batch[0])):
         assert stand_ins(each) == [each]
-    fast = attacks.prepare(model[0], batch[0])
-    attack = threats.bim(0.05, steps=3)
-    torch.testing.assert_close(attacked(attack, fast, *batch).images, attack.run(fast, *batch).images, rtol=0, atol=0)
+        assert adapted(attack, each) is attack
+    square = threats.square(0.1)
+    assert adapted(square, Purified(Binarise(), model[0])) is square  # it follows no gradient

@@ -25,8 +25,10 @@ from defendpp.evaluation import (
     predictions,
     set_folder,
 )
+from defendpp.files import write_arrays
 from defendpp.objective import defend
 from defendpp.purifier import Binarise, Purified
+from defendpp.records import join
 
 EVERY = [threats.fgsm(0.1), threats.bim(0.1, steps=3), threats.pgd(0.1, steps=3), threats.ddn(steps=5)]
 
@@ -90,6 +92,14 @@ def test_behind_a_purifier_other_gradients_are_followed(data: Data, tmp_path: Pa
     attack = threats.bim(0.2, steps=10)
     made = attacked_records([hidden], hidden, attack, split, tmp_path, data="noise")[hidden.id]
     shown = pictures(hidden, None, attack, split)
+    assert json.loads(made["settings"].iloc[0])["gradient"] == "straight-through, identity"
+    one = network("hidden", hidden.model.attacked_through("identity"))  # type: ignore[operator]
+    assert set_folder(one, attack, split, tmp_path, data="noise") != set_folder(
+        hidden, attack, split, tmp_path, data="noise"
+    )
+    plain = network("plain", small_network())
+    both = evaluate([hidden, plain], [attack], split, tmp_path / "both", data="noise")
+    assert len(join(both, "hidden", "plain", attack="bim", knowledge="white-box", epsilon=0.2)) == len(split)
     for clean, attacked in (
         (made["clean_prediction"], made["prediction"]),
         (shown["clean_prediction"], shown["prediction"]),
@@ -193,6 +203,15 @@ def test_other_images_are_another_set_and_other_records(data: Data, tmp_path: Pa
         clean, _ = split.batch(range(len(split)))
         assert made["clean_prediction"][: len(split)].tolist() == predictions(target.model, clean).tolist()
         assert made["linf"].max() == pytest.approx(0.1, abs=1e-6)
+
+
+def test_pictures_are_made_again_only_for_another_attack_or_other_images(data: Data, tmp_path: Path) -> None:
+    target, attack, path = network("x", small_network()), threats.bim(0.1, steps=2), tmp_path / "x.npz"
+    write_arrays(path, pictures(target, None, attack, data.test))
+    assert evaluation._is_shown(path, target, attack, data.test)
+    assert not evaluation._is_shown(path, target, threats.bim(0.1, steps=3), data.test)
+    for other in (data.test.take(4), data.train):
+        assert not evaluation._is_shown(path, target, attack, other)
 
 
 def test_weights_that_are_moved_can_be_attacked_afterwards() -> None:
@@ -314,7 +333,9 @@ def test_shares_made_by_three_are_the_sets_that_one_makes(
         make_sets(networks, chosen, data.test, tmp_path / "shared", (i, 3), data="noise", source=networks[0])
         made.append(len([*tmp_path.glob("shared/sets/*/*.safetensors")]))
     assert 0 < made[0] < made[1] < made[2] == len([*tmp_path.glob("alone/sets/*/*.safetensors")])
-    monkeypatch.setattr("defendpp.evaluation._ready", lambda each, *_: each)  # not made fast, so it cannot be attacked
+    monkeypatch.setattr(
+        "defendpp.evaluation._ready", lambda each, *_: each.fast
+    )  # not made fast, so it cannot be attacked
     together = evaluate(networks, chosen, data.test, tmp_path / "shared", data="noise", source=networks[0])
     assert together.equals(alone)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shared/sets/*/*.safetensors")}

@@ -271,7 +271,7 @@ class TestJoin:
         ask: dict[str, Any] = {"attack": "pgd", "knowledge": "white-box", "epsilon": 0.2}
         with pytest.raises(ValueError, match="'a' and 'b' saw different images under pgd: 12 and 11, 11 of them"):
             records.join(pd.concat([a, b.iloc[1:]]), "a", "b", **ask)
-        with pytest.raises(ValueError, match=r"""'a' and 'b' differ in settings: '{}' and '{"steps":40}'"""):
+        with pytest.raises(ValueError, match=r"""'a' and 'b' differ in settings: '{}' and '{"steps": 40}'"""):
             records.join(pd.concat([a, b.assign(settings='{"steps":40}')]), "a", "b", **ask)
         with pytest.raises(ValueError, match=r"no records of white-box pgd at 0.2 on 'c'"):
             records.join(pd.concat([a, b]), "a", "c", **ask)
@@ -426,3 +426,27 @@ def test_a_table_has_a_column_for_each_certified_radius_that_is_reached(certifie
 def test_neither_records_nor_reports_load_torch() -> None:
     code = "import sys, defendpp.records, defendpp.report; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "median"),
+    [
+        ([2.0, 3.0, 4.0], [1.0, 1.0, 1.0], 2.0),
+        ([np.inf, np.inf, 1.0], [1.0, np.inf, 1.0], 0.0),
+        ([np.inf, 1.0], [1.0, np.inf], 0.0),
+        ([np.inf, np.inf, 1.0], [1.0, 1.0, 1.0], np.inf),
+    ],
+)
+def test_a_failure_is_infinitely_far_and_two_are_alike(a: list[float], b: list[float], median: float) -> None:
+    shift = records.median_shift(np.array(a), np.array(b))
+    assert (shift.median, shift.n) == (median, len(a))
+    assert shift.low == -np.inf  # so few bound nothing
+    assert shift.high == np.inf
+
+
+def test_the_median_shift_lies_between_order_statistics() -> None:
+    """Of 100 differences, between the 40th and the 61st (David and Nagaraja 2003, section 7.1)."""
+    shift = records.median_shift(np.arange(1.0, 101.0), np.zeros(100))
+    assert (shift.median, shift.low, shift.high) == (50.5, 40.0, 61.0)
+    with pytest.raises(ValueError, match="the same images"):
+        records.median_shift(np.ones(2), np.ones(3))

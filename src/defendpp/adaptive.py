@@ -3,7 +3,7 @@
 Tramer et al. 2020, "On adaptive attacks to adversarial example defenses", arXiv:2002.08347: a defence is to be attacked
 through every part it relies on. Defend++ relies on a bottleneck that holds the image's structure and no more, so that
 `against_decoder` raises, beside the classification loss, how far the bottleneck or the rebuilt image moves. A purifier
-relies on passing no gradient, so that `attacked` puts others in its place.
+relies on passing no gradient, so that `adapted` puts others in its place.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,23 +29,31 @@ DRAWS = 10
 """Passes of a purifier that draws noise, for each gradient."""
 
 
-def attacked(
+def adapted(attack: Attack, model: nn.Module) -> Attack:
+    """`attack` as it is, or, on a model behind a purifier, run through each of its `stand_ins`, as its settings say.
+
+    Image by image the worst counts: the adversarial image, and of two the nearer in the attack's norm. Queries are
+    those of all.
+    """
+    if "gradient" in attack.settings or attack.name == "square" or stand_ins(model) == [model]:
+        return attack
+    told = [each for each in GRADIENTS if each != "exact"] + [f"{DRAWS} draws"] * _is_random(model)
+    settings = {**attack.settings, "gradient": ", ".join(told)}
+    return replace(attack, settings=settings, run=partial(_through_each, attack, []))
+
+
+def _through_each(
     attack: Attack,
+    ready: list[nn.Module],
     model: nn.Module,
     images: Float[Tensor, "batch channel height width"],
     labels: Int[Tensor, " batch"],
     **random: torch.Generator,
 ) -> AttackResult:
-    """Run `attack` on the model, or on each of its `stand_ins`: image by image the worst counts.
-
-    That is the adversarial image, and of two the nearer in the attack's norm. Queries are those of all. random: the
-    `generator`, where the attack is random.
-    """
+    """ready: the views made fast, kept here from the first call on."""
+    ready += [prepare(each, images[:8]) for each in stand_ins(model)] if not ready else []
     size = l2_norm if attack.norm == "l2" else linf_norm
-    followed = stand_ins(model)
-    if followed == [model]:
-        return attack.run(model, images, labels, **random)
-    best, *others = (attack.run(prepare(each, images[:8]), images, labels, **random) for each in followed)
+    best, *others = (attack.run(each, images, labels, **random) for each in ready)
     for other in others:
         is_nearer = (size(other.images - images) < size(best.images - images)).flatten()
         is_worse = other.success & (~best.success | is_nearer)
@@ -64,8 +72,13 @@ def stand_ins(model: nn.Module) -> list[nn.Module]:
     if not (isinstance(original, Purified) and original.gradient == "exact"):
         return [model]
     views = [original.attacked_through(each) for each in GRADIENTS if each != "exact"]
-    is_random = isinstance(original.purifier, ComDefend) and original.purifier.test_noise > 0
-    return [Averaged(each, DRAWS) for each in views] if is_random else [*views]
+    return [Averaged(each, DRAWS) for each in views] if _is_random(model) else [*views]
+
+
+def _is_random(model: nn.Module) -> bool:
+    original = model.original if isinstance(model, Prepared) else model
+    purifier = original.purifier if isinstance(original, Purified) else None
+    return isinstance(purifier, ComDefend) and purifier.test_noise > 0
 
 
 def against_decoder(

@@ -537,16 +537,18 @@ def _test_images(runs: "list[Run]", data: str | None, root: Path | None, count: 
     """Test images that none of the runs was trained on."""
     from defendpp.data import digest, load
 
-    recipe, classes = runs[0].recipe, runs[0].classes
+    own = [run for run in runs if data in (None, run.recipe.data)]
+    recipe, classes = (own or runs)[0].recipe, runs[0].classes
     if count is not None and count < 1:
         raise ValueError(f"images must be at least 1, not {count}")
-    for run in runs:
+    for run in own:
         theirs = (run.recipe.data, run.recipe.image_size, run.recipe.split_seed)
-        if data in (None, run.recipe.data) and theirs != (recipe.data, recipe.image_size, recipe.split_seed):
+        if theirs != (recipe.data, recipe.image_size, recipe.split_seed):
             raise ValueError(
-                f"{run.name!r} was trained on {run.recipe.data}, split {run.recipe.split_seed}, and {runs[0].name!r} "
+                f"{run.name!r} was trained on {run.recipe.data}, split {run.recipe.split_seed}, and {own[0].name!r} "
                 f"on {recipe.data}, split {recipe.split_seed}: test images of one may be training images of the other"
             )
+    for run in runs:
         if {data, run.recipe.data} == {"mnist", "mnist-5k"}:
             raise ValueError(
                 f"{run.name!r} cannot be tested on {data}: the digits of mnist-5k are training images of mnist"
@@ -554,12 +556,12 @@ def _test_images(runs: "list[Run]", data: str | None, root: Path | None, count: 
         if len(run.classes) != len(classes):
             raise ValueError(f"{run.name!r} knows {len(run.classes)} classes, but {runs[0].name!r} {len(classes)}")
     loaded = load(data or recipe.data, root=root, image_size=recipe.image_size, seed=recipe.split_seed)
-    own = [run for run in runs if data in (None, run.recipe.data)]
-    if any(run.data_digest != digest(loaded.test) for run in own):
-        raise ValueError(
-            f"the test images of {own[0].recipe.data} are not what they were when {own[0].name!r} was trained: some "
-            "may be its training images"
-        )
+    for run in own:
+        if run.data_digest != digest(loaded.test):
+            raise ValueError(
+                f"the test images of {run.recipe.data} are not what they were when {run.name!r} was trained: some may "
+                "be its training images"
+            )
     if len(loaded.classes) != len(classes):
         raise ValueError(f"{data} has {len(loaded.classes)} classes, but {runs[0].name!r} knows {len(classes)}")
     return loaded.test if count is None else loaded.test.take(count)

@@ -27,7 +27,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from defendpp import checks, records, threats
-from defendpp.adaptive import attacked, decoder_for, stand_ins
+from defendpp.adaptive import adapted, decoder_for, stand_ins
 from defendpp.attacks import Prepared, prepare
 from defendpp.certify import certify
 from defendpp.data import Images, digest
@@ -38,6 +38,8 @@ from defendpp.progress import Progress
 from defendpp.runs import Run, fingerprint
 from defendpp.threats import Attack
 
+PICTURES = 8
+"""Images that a report shows of each network."""
 CERTIFIED_AT_ONCE = 20
 """Images in a file of certificates, each of which takes about a second."""
 
@@ -52,7 +54,7 @@ class Network:
     """Images in [0, 1] to logits."""
     id: str
     """Hash of its weights; `network` computes it."""
-    attacked: Prepared | None = None
+    fast: Prepared | None = None
     """The model made fast for attacks, where that was done already."""
 
 
@@ -92,8 +94,10 @@ def adversarial_set(
     sittings they are made. The folder's `set.json` says what they are; `ValueError` for a damaged piece. device: where
     to compute; by default where the source's model is. share: (i, n) is only every n-th piece from the i-th.
     """
+    attack = adapted(attack, source.model)
     folder = set_folder(source, attack, split, sets, data=data, seed=seed)
     piece = piece_size(split, attack)
+    made_on: Prepared | None = None
     about = {
         "source": source.name,
         "source_id": source.id,
@@ -111,13 +115,12 @@ def adversarial_set(
         positions = torch.arange(start, min(start + piece, len(split)))
         path = folder / f"{start:08d}.safetensors"
         if not path.exists():
-            source = _ready(source, split, device)
+            made_on = made_on or _ready(source, split, device)
             images, labels = split.batch(positions)
             generator = torch.Generator().manual_seed(seed * 1_000_003 + start)
             random = {"generator": generator} if attack.is_random else {}
             place = _device(source.model, device)
-            assert source.attacked is not None
-            result = attacked(attack, source.attacked, images.to(place), labels.to(place), **random)
+            result = attack.run(made_on, images.to(place), labels.to(place), **random)
             tensors = {"images": result.images, "success": result.success, "queries": result.queries}
             stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
             write_whole(path, partial(safetensors.torch.save_file, stored))
@@ -134,6 +137,7 @@ def adversarial_set(
 
 def set_folder(source: Network, attack: Attack, split: Images, sets: Path, *, data: str, seed: int = 0) -> Path:
     """Where in `sets` the adversarial set lies that `attack` makes of `split` on `source`."""
+    attack = adapted(attack, source.model)
     key = [source.id, attack.name, attack.norm, repr(attack.epsilon), dict(attack.settings), seed, data, digest(split)]
     used = decoder_for(attack, source.model)
     if used is not None:  # without it the same attack is another
@@ -141,13 +145,13 @@ def set_folder(source: Network, attack: Attack, split: Images, sets: Path, *, da
     return sets / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _ready(each: Network, split: Images, device: str | None) -> Network:
-    """The network on its device, and made fast for attacks."""
-    if each.attacked is not None:
-        return each
+def _ready(each: Network, split: Images, device: str | None) -> Prepared:
+    """The network on its device, made fast for attacks."""
+    if each.fast is not None:
+        return each.fast
     images, _ = split.batch(range(min(8, len(split))))
     place = _device(each.model, device)
-    return replace(each, attacked=prepare(each.model.to(place), images.to(place)))
+    return prepare(each.model.to(place), images.to(place))
 
 
 def _device(model: nn.Module, device: str | None) -> torch.device:
@@ -235,6 +239,7 @@ def attacked_records(
 
     A target with the source's weights is white-box, every other a transfer.
     """
+    attack = adapted(attack, source.model)
     frames: dict[str, list[pd.DataFrame]] = {target.id: [] for target in targets}
     for made in adversarial_set(source, attack, split, sets, data=data, seed=seed, device=device, progress=progress):
         clean, labels = split.batch(made.positions)
@@ -293,6 +298,7 @@ def certified_records(
     settings = {"sigma": sigma, "samples": samples, "alpha": alpha}
     key = hashlib.sha256(json.dumps([target.id, settings, seed, data, digest(split)]).encode()).hexdigest()[:12]
     place = _device(target.model, device)
+    fast: Prepared | None = None
     files = []
     for start in range(0, len(split), CERTIFIED_AT_ONCE):
         positions = torch.arange(start, min(start + CERTIFIED_AT_ONCE, len(split)))
@@ -300,11 +306,8 @@ def certified_records(
         if not files[-1].exists():
             images, labels = split.batch(positions)
             noise = torch.Generator().manual_seed(seed * 1_000_003 + start)
-            target = _ready(target, split, device)
-            assert target.attacked is not None
-            found = certify(
-                target.attacked, images.to(place), sigma=sigma, samples=samples, alpha=alpha, generator=noise
-            )
+            fast = fast or _ready(target, split, device)
+            found = certify(fast, images.to(place), sigma=sigma, samples=samples, alpha=alpha, generator=noise)
             frame = _frame(
                 target,
                 index=split.index[positions].numpy(),
@@ -400,7 +403,8 @@ def measure(
     jobs = _jobs(networks, chosen, transferred, source, split, folder, sets, data, seed, scale)
     for number, job in enumerate(jobs, 1):
         if job.missing:
-            made_on = ready[job.source.id] = _ready(ready.get(job.source.id, job.source), split, device)
+            source_ = ready.get(job.source.id, job.source)
+            made_on = ready[job.source.id] = replace(source_, fast=_ready(source_, split, device))
             frames = attacked_records(
                 job.missing, made_on, job.attack, split, sets or folder / "sets", data=data, split_name=split_name,
                 scale=scale, seed=seed, device=device,
@@ -439,7 +443,8 @@ def make_sets(
     jobs = _jobs(networks, chosen, transferred, source, split, folder, sets, data, seed, scale)
     for number, job in enumerate(jobs, 1):
         if job.missing:
-            made_on = ready[job.source.id] = _ready(ready.get(job.source.id, job.source), split, device)
+            source_ = ready.get(job.source.id, job.source)
+            made_on = ready[job.source.id] = replace(source_, fast=_ready(source_, split, device))
             turn = ((share[0] + number) % share[1], share[1])  # or short sets would all fall to the first process
             for _ in adversarial_set(
                 made_on, job.attack, split, sets or folder / "sets", data=data, seed=seed, device=device, share=turn,
@@ -572,7 +577,7 @@ def evaluate_runs(
     if shown is not None:
         for run, each in zip(runs, networks, strict=True):
             path = folder / "pictures" / f"{each.id}.npz"
-            if not _is_shown(path, shown, split):
+            if not _is_shown(path, each, shown, split):
                 write_arrays(path, pictures(each, run.objective, shown, split))
     undefended = [run for run in runs if run.recipe.defence == "none" and run.recipe.noise == 0]
     first = source if source and source.id in {run.id for run in runs} else (undefended or runs)[0]
@@ -612,7 +617,8 @@ def _checked(
     """
     norm, epsilon = budget or ("linf", threats.usual_epsilon(split.pixels.shape))
     other = next((one for one in networks if one.id != each.id), None)
-    key = json.dumps([norm, epsilon, digest(split), other and other.id, seed])
+    followed = stand_ins(each.model)[0]
+    key = json.dumps([norm, epsilon, digest(split), other and other.id, seed, *["stand-in"] * (followed != each.model)])
     path = folder / "checks" / f"{each.id}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
     if not path.exists():
         if progress is not None:
@@ -621,7 +627,7 @@ def _checked(
         images, labels = (tensor.to(place) for tensor in split.batch(range(len(split))))
         if (predictions(each.model, images) == labels.cpu()).any():
             found = checks.check(
-                prepare(stand_ins(each.model)[0], images[:8]), images, labels, epsilon=epsilon,
+                prepare(followed, images[:8]), images, labels, epsilon=epsilon,
                 norm="l2" if norm == "l2" else "linf", seed=seed,
                 others=[stand_ins(other.model.to(place))[0]] if other else [],
             )  # fmt: skip
@@ -634,7 +640,9 @@ def _checked(
     return read
 
 
-def pictures(target: Network, objective: Defend | None, attack: Attack, split: Images, n: int = 8) -> dict[str, Any]:
+def pictures(
+    target: Network, objective: Defend | None, attack: Attack, split: Images, n: int = PICTURES
+) -> dict[str, Any]:
     """Figure 7 for one network: the first n images of `split`, `attack` on them, and the decoder's view of both.
 
     A dict of NumPy arrays as `report.Gallery` describes; without the decoder's images where `objective` is None. All is
@@ -642,7 +650,8 @@ def pictures(target: Network, objective: Defend | None, attack: Attack, split: I
     """
     place = home(target.model)
     images, labels = (each.to(place) for each in split.batch(range(min(n, len(split)))))
-    adversarial = attacked(attack, target.model, images, labels).images
+    attack = adapted(attack, target.model)
+    adversarial = attack.run(target.model, images, labels).images
     shown: dict[str, Any] = {
         "clean": images.cpu().numpy(),
         "adversarial": adversarial.cpu().numpy(),
@@ -650,6 +659,7 @@ def pictures(target: Network, objective: Defend | None, attack: Attack, split: I
         "clean_prediction": predictions(target.model, images).numpy(),
         "prediction": predictions(target.model, adversarial).numpy(),
         "attack": np.array(str(attack)),
+        "settings": np.array(json.dumps(dict(attack.settings), sort_keys=True)),
     }
     if objective is not None:
         objective.to(place).eval()
@@ -660,13 +670,15 @@ def pictures(target: Network, objective: Defend | None, attack: Attack, split: I
     return shown
 
 
-def _is_shown(path: Path, attack: Attack, split: Images) -> bool:
-    """Whether the pictures there are of this attack on these images."""
+def _is_shown(path: Path, target: Network, attack: Attack, split: Images) -> bool:
+    """Whether the pictures there are what `pictures` makes."""
     if not path.exists():
         return False
+    attack = adapted(attack, target.model)
+    wanted = {"attack": str(attack), "settings": json.dumps(dict(attack.settings), sort_keys=True)}
     with np.load(path) as there:
-        images, _ = split.batch(range(len(there["clean"])))
-        return str(there["attack"]) == str(attack) and np.array_equal(there["clean"], images.numpy())
+        same = all(name in there and str(there[name]) == text for name, text in wanted.items())
+        return same and np.array_equal(there["clean"], split.batch(range(min(PICTURES, len(split))))[0].numpy())
 
 
 def _frame(

@@ -14,7 +14,7 @@ ENDING = ".partial"
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` make a file under another name beside `path`, and rename it to `path` once it is complete.
 
-    Raises `OSError` where that fails, and what `write` raises.
+    Raises `OSError` where that fails, as safetensors' own error too, and what else `write` raises.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{ENDING}")

@@ -15,7 +15,7 @@ import pandas as pd
 
 from defendpp import records, robustness, tables
 from defendpp.paper import FIGURE6_EPSILONS, Protocol, Scale
-from defendpp.study import TABLES, Measurement, Picture, Place, cell, figure6
+from defendpp.study import TABLES, Measurement, Picture, Place, cell, figure6, seeds
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 FLOOR = 0.01
@@ -126,7 +126,8 @@ class Contrast:
         return 1 if self.difference.low > 0 else -1 if self.difference.high < 0 else 0
 
     def __str__(self) -> str:
-        return f"both at most {100 * self.best:.1f} %" if self.best <= FLOOR else str(self.difference)
+        told = f"both at most {100 * self.best:.1f} %" if self.best <= FLOOR else str(self.difference)
+        return f"{told}, n = {self.difference.n:,}"
 
 
 def right(
@@ -135,15 +136,15 @@ def right(
     """Which images stayed right under all these, by training seed, for the seeds that were measured; and how many
     seeds there are to be. Where columns are of different images, those that all have."""
     found: list[dict[int, pd.Series[bool]]] = []
-    planned = 0
+    planned = []
     for name in columns:
         groups, radius = _measurements(table, row, name, protocol, scale)
-        planned = len(groups)
+        planned.append(len(groups))
         by_seed = {group[0].target.seed: tables.right(group, place, radius) for group in groups}
         found.append({seed: values for seed, values in by_seed.items() if values is not None})
     shared = [seed for seed in found[0] if all(seed in each for each in found)]
     joined = {seed: pd.concat([each[seed] for each in found], axis=1, join="inner").all(axis=1) for seed in shared}
-    return joined, planned
+    return joined, min(planned)
 
 
 def _measurements(
@@ -194,17 +195,23 @@ def answers(question: Question, scale: Scale, place: Place) -> list[str]:
             for name, found in {**each, **(judged if question.together else {}), **beside}.items()
             if found is not None
         ]
-        told += _farther(question, a, b, scale, place)
-        lines.append(f"“{a}” against “{b}”: {_verdict(present, len(judged))}. {'; '.join(told)}.")
+        shifts = _shifts(question, a, b, scale, place)
+        if shifts:
+            names = " or ".join(question.nearest)
+            told.append(f"L2 that {names} needs, median of the paired differences: {'; '.join(map(str, shifts))}")
+        lines.append(f"“{a}” against “{b}”: {_verdict(present, len(judged), shifts)}. {'; '.join(told)}.")
     return lines
 
 
-def _verdict(found: Sequence[Contrast], wanted: int) -> str:
-    seeds, planned = min(each.seeds for each in found), max(each.planned for each in found)
+def _verdict(found: Sequence[Contrast], wanted: int, shifts: Sequence[records.Shift]) -> str:
+    seeds, planned = min(each.seeds for each in found), min(each.planned for each in found)
     signs = [each.sign for each in found if each.best > FLOOR]
-    told = _told(signs, wanted, "here" if len(signs) == len(found) else "that leaves images right")
-    if len(found) < wanted:
-        told += f", of which {len(found)} of {wanted} were measured"
+    which = "here" if len(signs) == len(found) else "that leaves images right"
+    told = _told(signs, wanted, which if len(found) == wanted else f"of the {len(found)} of {wanted} measured")
+    if not signs and shifts:
+        ways = {1 if each.low > 0 else -1 if each.high < 0 else 0 for each in shifts}
+        told += ", and an attack in L2 must go "
+        told += "farther" if ways == {1} else "less far" if ways == {-1} else "about as far"
     if seeds > 1:
         return f"**{told}**" + (f", so far of {seeds} of {planned} training seeds" if seeds < planned else "")
     return told + (
@@ -217,7 +224,7 @@ def _verdict(found: Sequence[Contrast], wanted: int) -> str:
 def _told(signs: Sequence[int], wanted: int, which: str) -> str:
     every, some = ("", "") if wanted == 1 else (f" under every attack {which}", " under some attacks")
     if not signs:
-        return "nothing can be told, for hardly any image is left"
+        return "neither withstands"
     if set(signs) == {1}:
         return f"higher{every}"
     if set(signs) == {-1}:
@@ -238,16 +245,16 @@ def _reported(question: Question, a: str, b: str, column: str) -> str:
     return f" (paper {first - second:+.2f})"
 
 
-def _farther(question: Question, a: str, b: str, scale: Scale, place: Place) -> list[str]:
+def _shifts(question: Question, a: str, b: str, scale: Scale, place: Place) -> list[records.Shift]:
     """How much farther the nearer of the minimal-norm attacks must go on a than on b, by training seed."""
     shifts = []
     if question.nearest:
         first, second = (_distances(question, row, scale, place) for row in (a, b))
         for seed in [seed for seed in first if seed in second]:
             both = first[seed].index.intersection(second[seed].index)
-            shifts.append(records.median_shift(first[seed][both].to_numpy(), second[seed][both].to_numpy()))
-    names = " or ".join(question.nearest)
-    return [f"L2 that {names} needs {', '.join(map(str, shifts))} (median of the paired differences)"] if shifts else []
+            if len(both):
+                shifts.append(records.median_shift(first[seed][both].to_numpy(), second[seed][both].to_numpy()))
+    return shifts
 
 
 def _distances(question: Question, row: str, scale: Scale, place: Place) -> "dict[int, pd.Series[float]]":
@@ -281,12 +288,13 @@ def failures(name: str, scale: Scale, place: Place) -> list[str]:
     }
     lines = []
     for row in (each for each in table.rows if each.role):
+        seed = seeds(row, table, scale)[0]
         shown: dict[tuple[str, Protocol], pd.Series[bool]] = {}
         for protocol in PROTOCOLS:
             for column in budgets:
                 by_seed, _ = right(name, row.name, [column], protocol, scale, place)
-                if by_seed:
-                    shown[column, protocol] = by_seed[min(by_seed)]
+                if seed in by_seed:
+                    shown[column, protocol] = by_seed[seed]
         told = []
         for (column, protocol), own in shown.items():
             rivals = {
@@ -301,7 +309,7 @@ def failures(name: str, scale: Scale, place: Place) -> list[str]:
 
 
 def _beaten(column: str, own: "pd.Series[bool]", rivals: "Mapping[str, pd.Series[bool]]") -> list[str]:
-    """The rival that leaves the fewest images right beside `own`, on those that both attacked, if clearly fewer."""
+    """The rival that breaks the most images more than `own`, of those that both attacked, if clearly more."""
     found = {}
     for by, other in rivals.items():
         both = own.index.intersection(other.index)
@@ -369,9 +377,11 @@ def orders(scale: Scale, place: Place) -> list[str]:
     lines = ["Reported, from the strongest attack: " + _order(reported) + "."]
     for protocol in ("transfer", "white-box"):
         found = {name: right("table2", "ours", [name], protocol, scale, place)[0] for name in names}
-        if all(found.values()):
-            means = {name: 100 * float(np.mean([values.mean() for values in found[name].values()])) for name in names}
-            lines.append(f"Measured, {protocol}: {_order(means)}.")
+        both = [seed for seed in found[names[0]] if all(seed in each for each in found.values())]
+        if both:
+            images = pd.concat([each[both[0]] for each in found.values()], axis=1, join="inner").index
+            means = {name: 100 * float(np.mean([found[name][seed][images].mean() for seed in both])) for name in names}
+            lines.append(f"Measured, {protocol}: {_order(means)} (n = {len(images):,}).")
     return lines
 
 

@@ -59,7 +59,7 @@ def attack_networks(
         threats.cascade(EPSILON),
         threats.ddn(steps=50),
     ]
-    # Off the main budget only the curve needs to know whether an image falls, so what has fallen is left in peace.
+    # The curve needs to know whether an image falls and no more, so what has fallen is left in peace.
     curve = [threats.pgd(epsilon, steps=40, loss="margin", stop_early=True) for epsilon in (0.1, EPSILON, 0.3)]
     data = load(UNDEFENDED.data)
     return evaluate_runs(

@@ -4,6 +4,7 @@ A job (one network, one attack, one source) writes one parquet file once; a stud
 job whose file exists need not run again. Distances and budgets are in pixel units, images in [0, 1].
 """
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
@@ -345,7 +346,7 @@ class Shift:
     n: int
 
     def __str__(self) -> str:
-        return f"{self.median:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.median:+.2f} [{self.low:+.2f}, {self.high:+.2f}], n = {self.n:,}"
 
 
 def median_shift(a: Float[np.ndarray, " image_a"], b: Float[np.ndarray, " image_b"]) -> Shift:
@@ -355,9 +356,12 @@ def median_shift(a: Float[np.ndarray, " image_a"], b: Float[np.ndarray, " image_
     """
     if len(a) != len(b) or not len(a):
         raise ValueError(f"a paired comparison needs the same images, at least one, but got {len(a)} and {len(b)}")
-    shifts = np.sort(np.where(np.isinf(a) & np.isinf(b), 0.0, a - np.where(np.isinf(a) & np.isinf(b), 0.0, b)))
+    both = np.isinf(a) & np.isinf(b)
+    shifts = np.sort(np.where(both, 0.0, np.where(both, 0.0, a) - np.where(both, 0.0, b)))
     low, high = _ranked(shifts)
-    return Shift(float(np.median(shifts)), low, high, len(a))
+    below, above = shifts[(len(a) - 1) // 2], shifts[len(a) // 2]
+    median = 0.0 if np.isinf(below) and below == -above else (below + above) / 2
+    return Shift(float(median), low, high, len(a))
 
 
 def _ranked(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
@@ -422,12 +426,21 @@ def join(
     names = f"{network_a!r} and {network_b!r}"
     must_agree = ["data", "split", "settings"] + ["source_id"] * (knowledge in TRANSFERRED)
     for column in must_agree:
-        if a[column].iloc[0] != b[column].iloc[0]:
-            raise ValueError(f"{names} differ in {column}: {a[column].iloc[0]!r} and {b[column].iloc[0]!r}")
+        first, second = (
+            _of_all(each[column].iloc[0]) if column == "settings" else each[column].iloc[0] for each in (a, b)
+        )
+        if first != second:
+            raise ValueError(f"{names} differ in {column}: {first!r} and {second!r}")
     if not a.index.equals(b.index) or not a["label"].equals(b["label"]):
         shared = len(a.index.intersection(b.index))
         raise ValueError(f"{names} saw different images under {attack}: {len(a)} and {len(b)}, {shared} of them shared")
     return pd.DataFrame({"label": a["label"], "correct_a": a["correct"], "correct_b": b["correct"]})
+
+
+def _of_all(settings: str) -> str:
+    """An attack's settings, but for what carries it past a purifier, which other networks do not have."""
+    told: dict[str, object] = json.loads(settings or "{}")
+    return json.dumps({name: value for name, value in told.items() if name != "gradient"}, sort_keys=True)
 
 
 def _reach(rows: pd.DataFrame) -> Float[np.ndarray, " row"]:

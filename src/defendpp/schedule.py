@@ -73,7 +73,9 @@ def run(jobs: Sequence[Job], left: Sequence[Job], do: Doing, *, workers: int = 1
             finished.append(job)
             outcome = "done"
         else:
-            outcome = f"failed: {' '.join(str(problem).split())}"
+            expected = isinstance(problem, ValueError | OSError | RuntimeError)
+            told = str(problem) if expected else repr(problem)  # others may say nothing by themselves
+            outcome = f"failed: {' '.join(told.split())}"
             first.append(f"{job}: {problem}")
         print(f"[{len(left) - len(waiting)}/{len(left)}, {remaining()} left] {job}: {outcome}", flush=True)
 

@@ -259,8 +259,8 @@ def cell(
     """What a cell shows: under the paper's protocol, transfer, and white-box.
 
     For each training seed a list of measurements, of which the worst counts, image by image. White-box is empty where
-    the column has another source than the network itself. The row "No defense"
-    is the source: both are then the same. Both are empty for a row that the paper quotes.
+    the column has another source than the network itself. The row "No defense" is the source: both are then the same.
+    Both are empty for a row that the paper quotes.
     """
     network = column.network or row.network
     transfer: list[list[Measurement]] = []
