@@ -52,7 +52,8 @@ MISSING = "–"
 Gallery = Mapping[str, NDArray[Any]]
 """Pictures of one network: float arrays in [0, 1] of shape (n, 1 or 3 channels, height, width), named `clean`,
 `adversarial` and, where there is a decoder, `clean_reconstruction` and `adversarial_reconstruction`; integer arrays of
-shape (n,) named `label`, `clean_prediction`, `prediction`; and `attack`, a text that says what made them."""
+shape (n,) named `label`, `clean_prediction`, `prediction`; and `attack`, a text that says what made them, in
+full in `settings`, which is not shown."""
 
 
 @dataclass(frozen=True)
@@ -529,7 +530,7 @@ def load_gallery(name: str, gallery: Gallery | str | Path) -> dict[str, NDArray[
                 raise ValueError(
                     f"{name!r}: {key} must be {shape[0]} integers, not {array.dtype} of shape {array.shape}"
                 )
-        elif key != "attack":
+        elif key not in ("attack", "settings"):
             raise ValueError(
                 f"the gallery of {name!r} has {key!r}, which is none of {', '.join((*pictures, *classes))}"
             )
