@@ -208,6 +208,7 @@ def test_bad_input_to_evaluate_is_one_sentence(
 ) -> None:
     evaluation = ("evaluate", runs["plain"], "--output", tmp_path / "e", "--images", "4", "--steps", "1")
     assert "the same weights: that is white-box" in fails(capsys, *evaluation, "--source", runs["plain"])
+    assert "at least one trained network" in fails(capsys, "evaluate", "--output", tmp_path / "e")
     assert "epsilon must be at least 0" in fails(capsys, *evaluation, "--epsilons", "-0.1")
     assert "cannot take 4000 images" in fails(capsys, *evaluation, "--images", "4000")
     assert "there is no run in" in fails(capsys, "evaluate", tmp_path, "--output", tmp_path / "e")

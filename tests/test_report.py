@@ -243,6 +243,8 @@ class TestHeadlines:
         several = [rows("a", name, n, epsilon=0.2) for name, n in (("bim", 30), ("fgsm", 20), ("cascade", 5))]
         (doubt,) = [each for each in report.doubts(pd.concat(several)) if "BIM" in each]
         assert "leaves more images right than Cascade (+" in doubt
+        (doubt,) = report.doubts(rows("a", "fgsm", 30, epsilon=0.2))
+        assert "nothing but one step of FGSM was tried at L∞ ≤ 0.2" in doubt
         itself = [rows("a", "pgd", 30, epsilon=0.2), rows("a", "pgd", 10, epsilon=0.2, source="a")]
         assert report.doubts(pd.concat(itself)) == []
         chance = [rows("a", "fgsm", 30, epsilon=0.2), rows("a", "pgd", 31, epsilon=0.2)]

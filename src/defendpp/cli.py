@@ -187,7 +187,8 @@ def evaluate(
             falls, for a robust accuracy to rely on; auto-attack, the figure that others report; square, without
             gradients; minimal-pgd, the smallest L∞ distance: a curve in one run; pixel-flips, for a network behind a
             threshold; and adaptive-..., PGD that also moves a part of Defend++'s auto-encoder.
-        epsilons: Budgets of those that have one, in pixel units of [0, 1] (default: the paper's L∞ budget).
+        epsilons: Budgets of those that have one, in pixel units of [0, 1]; the first is that of the table, all make the
+            curves (default: the paper's L∞ budget).
         norm: Of the budgets; l2 goes with pgd, cascade, auto-attack, adaptive-... and pixel-flips, which has no other.
         steps: Steps of each attack, or of each of its stages or searches.
         restarts: Random starts of pgd, cascade and adaptive-....
@@ -204,6 +205,8 @@ def evaluate(
     from defendpp import evaluation
     from defendpp.runs import load_run
 
+    if not runs:
+        raise ValueError("name the folder of at least one trained network")
     trained = [load_run(folder) for folder in runs]
     names = [run.name for run in trained]
     trained = [

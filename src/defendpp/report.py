@@ -352,8 +352,9 @@ def doubts(records: pd.DataFrame) -> list[str]:
 
     At the same budget, an attack through the network's own gradients must not leave more images right than another one,
     nor than images made on another network; one step, and search without gradients, may. Where the 95 % interval of a
-    difference in the wrong direction excludes 0, the largest is reported. Before that: networks that are not shown to
-    be better than chance on clean images, with as many classes as the labels have.
+    difference in the wrong direction excludes 0, the largest is reported; so are budgets at which one step was all.
+    Before that: networks that are not shown to be better than chance on clean images, with as many classes as the
+    labels have.
     """
     found: list[str] = []
     compared = set()
@@ -383,6 +384,12 @@ def doubts(records: pd.DataFrame) -> list[str]:
             found.append(
                 f"Doubt: on “{network}”, white-box {_name(attack)} at {NORM_NAMES[norm]} ≤ {epsilon:g} leaves more "
                 f"images right than {stronger} ({gain}): it was too weak, and its number is too high."
+            )
+    for (name, norm_, size), rows in white.groupby(["network", "norm", "epsilon"], sort=False):
+        if set(rows["attack"]) == {"fgsm"}:
+            found.append(
+                f"Doubt: on “{name}”, nothing but one step of FGSM was tried at {NORM_NAMES[str(norm_)]} ≤ "
+                f"{cast('float', size):g}: what withstands it says nothing of stronger attacks."
             )
     n = len(compared)
     if n and not found:
