@@ -211,7 +211,8 @@ def test_bad_input_to_evaluate_is_one_sentence(
     assert "at least one trained network" in fails(capsys, "evaluate", "--output", tmp_path / "e")
     assert "epsilon must be at least 0" in fails(capsys, *evaluation, "--epsilons", "-0.1")
     assert "cannot take 4000 images" in fails(capsys, *evaluation, "--images", "4000")
-    assert "there is no run in" in fails(capsys, "evaluate", tmp_path, "--output", tmp_path / "e")
+    for nothing in (tmp_path, runs["plain"] / "run.json"):
+        assert "there is no run in" in fails(capsys, "evaluate", nothing, "--output", tmp_path / "e")
     assert "steps must be at least 1, not 0" in fails(capsys, *evaluation, "--steps", "0")
     message = fails(capsys, *evaluation, "--data", parquet(tmp_path / "data"))
     assert "has 4 classes, but 'plain' knows 10" in message

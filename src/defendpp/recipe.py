@@ -36,7 +36,8 @@ class Recipe:
 
     defence: Literal["none", "defend", "adversarial", "comdefend", "binarise"] = "none"
     """none: cross-entropy (with noise: Gaussian augmentation). defend: Defend++. adversarial: on attacked images.
-    comdefend: ComDefend in front of the classifier of `start`, which stays as it is; width 64 is the published one.
+    comdefend: ComDefend in front of the classifier of `start`, which stays as it is; the width is that of `start`, and
+    at 64 ComDefend is as published.
     binarise: trained and used behind a threshold at 0.5."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the input, in pixel units; Defend++ rebuilds the clean image."""

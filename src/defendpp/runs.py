@@ -375,7 +375,7 @@ def _augment(recipe: Recipe) -> Augment | None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         names = ", ".join(published.names())
         raise FileNotFoundError(
             f"there is no run in {path.parent}: no {path.name} in it{names and ', and published networks are ' + names}"
