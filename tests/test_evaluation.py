@@ -333,9 +333,8 @@ def test_shares_made_by_three_are_the_sets_that_one_makes(
         make_sets(networks, chosen, data.test, tmp_path / "shared", (i, 3), data="noise", source=networks[0])
         made.append(len([*tmp_path.glob("shared/sets/*/*.safetensors")]))
     assert 0 < made[0] < made[1] < made[2] == len([*tmp_path.glob("alone/sets/*/*.safetensors")])
-    monkeypatch.setattr(
-        "defendpp.evaluation._ready", lambda each, *_: each.fast
-    )  # not made fast, so it cannot be attacked
+    # not made fast, so it cannot be attacked
+    monkeypatch.setattr("defendpp.evaluation._ready", lambda each, *_: each.fast)
     together = evaluate(networks, chosen, data.test, tmp_path / "shared", data="noise", source=networks[0])
     assert together.equals(alone)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shared/sets/*/*.safetensors")}

@@ -271,7 +271,7 @@ class TestJoin:
         ask: dict[str, Any] = {"attack": "pgd", "knowledge": "white-box", "epsilon": 0.2}
         with pytest.raises(ValueError, match="'a' and 'b' saw different images under pgd: 12 and 11, 11 of them"):
             records.join(pd.concat([a, b.iloc[1:]]), "a", "b", **ask)
-        with pytest.raises(ValueError, match=r"""'a' and 'b' differ in settings: '{}' and '{"steps": 40}'"""):
+        with pytest.raises(ValueError, match=r"""'a' and 'b' differ in settings: '{}' and '{"steps":40}'"""):
             records.join(pd.concat([a, b.assign(settings='{"steps":40}')]), "a", "b", **ask)
         with pytest.raises(ValueError, match=r"no records of white-box pgd at 0.2 on 'c'"):
             records.join(pd.concat([a, b]), "a", "c", **ask)

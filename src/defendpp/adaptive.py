@@ -21,7 +21,7 @@ from defendpp.attacks.engine import attacking, l2_norm, linf_norm, margin
 from defendpp.attacks.gradient_sign import Norm
 from defendpp.encoder import tap
 from defendpp.objective import Defend
-from defendpp.purifier import GRADIENTS, Averaged, ComDefend, Purified
+from defendpp.purifier import STAND_INS, Averaged, ComDefend, Purified
 from defendpp.threats import Attack, check_budget, usual_step
 
 Raised = Literal["bottleneck", "reconstruction"]
@@ -37,7 +37,7 @@ def adapted(attack: Attack, model: nn.Module) -> Attack:
     """
     if "gradient" in attack.settings or attack.name == "square" or stand_ins(model) == [model]:
         return attack
-    told = [each for each in GRADIENTS if each != "exact"] + [f"{DRAWS} draws"] * _is_random(model)
+    told = [*STAND_INS, *[f"{DRAWS} draws"] * _is_random(_original(model))]
     settings = {**attack.settings, "gradient": ", ".join(told)}
     return replace(attack, settings=settings, run=partial(_through_each, attack, []))
 
@@ -51,7 +51,8 @@ def _through_each(
     **random: torch.Generator,
 ) -> AttackResult:
     """ready: the views made fast, kept here from the first call on."""
-    ready += [prepare(each, images[:8]) for each in stand_ins(model)] if not ready else []
+    if not ready:
+        ready.extend(prepare(each, images[:8]) for each in stand_ins(model))
     size = l2_norm if attack.norm == "l2" else linf_norm
     best, *others = (attack.run(each, images, labels, **random) for each in ready)
     for other in others:
@@ -68,16 +69,19 @@ def stand_ins(model: nn.Module) -> list[nn.Module]:
     Each has another gradient in that one's place, straight-through first, and the same logits; those of a purifier that
     draws noise are averaged over `DRAWS` passes. A `Purified` whose gradient was chosen stays as it is.
     """
-    original = model.original if isinstance(model, Prepared) else model
+    original = _original(model)
     if not (isinstance(original, Purified) and original.gradient == "exact"):
         return [model]
-    views = [original.attacked_through(each) for each in GRADIENTS if each != "exact"]
-    return [Averaged(each, DRAWS) for each in views] if _is_random(model) else [*views]
+    views = [original.attacked_through(each) for each in STAND_INS]
+    return [Averaged(each, DRAWS) for each in views] if _is_random(original) else [*views]
+
+
+def _original(model: nn.Module) -> nn.Module:
+    return model.original if isinstance(model, Prepared) else model
 
 
 def _is_random(model: nn.Module) -> bool:
-    original = model.original if isinstance(model, Prepared) else model
-    purifier = original.purifier if isinstance(original, Purified) else None
+    purifier = model.purifier if isinstance(model, Purified) else None
     return isinstance(purifier, ComDefend) and purifier.test_noise > 0
 
 
@@ -148,7 +152,7 @@ def _attack(
     weight: float,
     **settings: Any,
 ) -> AttackResult:
-    original = model.original if isinstance(model, Prepared) else model
+    original = _original(model)
     objective = _built_for(original, objectives)
     if objective is None:
         return attacks.pgd(model, images, labels, loss="margin", **settings)

@@ -154,6 +154,18 @@ def _ready(each: Network, split: Images, device: str | None) -> Prepared:
     return prepare(each.model.to(place), images.to(place))
 
 
+def _kept_ready(kept: dict[str, Network], source: Network, split: Images, device: str | None) -> Network:
+    """The source with its model made fast, which is done once and kept."""
+    each = kept.get(source.id, source)
+    kept[source.id] = replace(each, fast=_ready(each, split, device))
+    return kept[source.id]
+
+
+def _settings(attack: Attack) -> str:
+    """As records have them."""
+    return json.dumps(dict(attack.settings), sort_keys=True)
+
+
 def _device(model: nn.Module, device: str | None) -> torch.device:
     """The device asked for, or the model's own."""
     return home(model) if device is None else torch.device(device)
@@ -262,7 +274,7 @@ def attacked_records(
                         "attack": attack.name,
                         "norm": attack.norm,
                         "epsilon": np.nan if attack.epsilon is None else attack.epsilon,
-                        "settings": json.dumps(dict(attack.settings), sort_keys=True),
+                        "settings": _settings(attack),
                         "knowledge": "white-box" if target.id == source.id else "transfer",
                         "source": source.name,
                         "source_id": source.id,
@@ -403,8 +415,7 @@ def measure(
     jobs = _jobs(networks, chosen, transferred, source, split, folder, sets, data, seed, scale)
     for number, job in enumerate(jobs, 1):
         if job.missing:
-            source_ = ready.get(job.source.id, job.source)
-            made_on = ready[job.source.id] = replace(source_, fast=_ready(source_, split, device))
+            made_on = _kept_ready(ready, job.source, split, device)
             frames = attacked_records(
                 job.missing, made_on, job.attack, split, sets or folder / "sets", data=data, split_name=split_name,
                 scale=scale, seed=seed, device=device,
@@ -443,8 +454,7 @@ def make_sets(
     jobs = _jobs(networks, chosen, transferred, source, split, folder, sets, data, seed, scale)
     for number, job in enumerate(jobs, 1):
         if job.missing:
-            source_ = ready.get(job.source.id, job.source)
-            made_on = ready[job.source.id] = replace(source_, fast=_ready(source_, split, device))
+            made_on = _kept_ready(ready, job.source, split, device)
             turn = ((share[0] + number) % share[1], share[1])  # or short sets would all fall to the first process
             for _ in adversarial_set(
                 made_on, job.attack, split, sets or folder / "sets", data=data, seed=seed, device=device, share=turn,
@@ -659,7 +669,7 @@ def pictures(
         "clean_prediction": predictions(target.model, images).numpy(),
         "prediction": predictions(target.model, adversarial).numpy(),
         "attack": np.array(str(attack)),
-        "settings": np.array(json.dumps(dict(attack.settings), sort_keys=True)),
+        "settings": np.array(_settings(attack)),
     }
     if objective is not None:
         objective.to(place).eval()
@@ -675,7 +685,7 @@ def _is_shown(path: Path, target: Network, attack: Attack, split: Images) -> boo
     if not path.exists():
         return False
     attack = adapted(attack, target.model)
-    wanted = {"attack": str(attack), "settings": json.dumps(dict(attack.settings), sort_keys=True)}
+    wanted = {"attack": str(attack), "settings": _settings(attack)}
     with np.load(path) as there:
         same = all(name in there and str(there[name]) == text for name, text in wanted.items())
         return same and np.array_equal(there["clean"], split.batch(range(min(PICTURES, len(split))))[0].numpy())

@@ -178,29 +178,31 @@ def contrast(
 
 def answers(question: Question, scale: Scale, place: Place) -> list[str]:
     """A line for each pair that was measured: what the differences amount to, and the differences."""
-    lines = []
-    for a, b in question.pairs:
+    lines = (_answer(question, a, b, scale, place) for a, b in question.pairs)
+    return [line for line in lines if line is not None]
 
-        def compared(*columns: str, a: str = a, b: str = b) -> Contrast | None:
-            return contrast(question.table, a, b, columns, question.protocol, scale, place)
 
-        each = {name: compared(name) for name in question.columns}
-        beside = {name: compared(name) for name in question.beside}
-        judged = {"all of these": compared(*question.columns)} if question.together else each
-        present = [found for found in judged.values() if found is not None]
-        if not present:
-            continue
-        told = [
-            f"{name} {found}{_reported(question, a, b, name)}"
-            for name, found in {**each, **(judged if question.together else {}), **beside}.items()
-            if found is not None
-        ]
-        shifts = _shifts(question, a, b, scale, place)
-        if shifts:
-            names = " or ".join(question.nearest)
-            told.append(f"L2 that {names} needs, median of the paired differences: {'; '.join(map(str, shifts))}")
-        lines.append(f"“{a}” against “{b}”: {_verdict(present, len(judged), shifts)}. {'; '.join(told)}.")
-    return lines
+def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> str | None:
+    def compared(*columns: str) -> Contrast | None:
+        return contrast(question.table, a, b, columns, question.protocol, scale, place)
+
+    each = {name: compared(name) for name in question.columns}
+    beside = {name: compared(name) for name in question.beside}
+    together = {"all of these": compared(*question.columns)} if question.together else {}
+    judged = together or each
+    present = [found for found in judged.values() if found is not None]
+    if not present:
+        return None
+    told = [
+        f"{name} {found}{_reported(question, a, b, name)}"
+        for name, found in {**each, **together, **beside}.items()
+        if found is not None
+    ]
+    shifts = _shifts(question, a, b, scale, place)
+    if shifts:
+        names = " or ".join(question.nearest)
+        told.append(f"L2 that {names} needs, median of the paired differences: {'; '.join(map(str, shifts))}")
+    return f"“{a}” against “{b}”: {_verdict(present, len(judged), shifts)}. {'; '.join(told)}."
 
 
 def _verdict(found: Sequence[Contrast], wanted: int, shifts: Sequence[records.Shift]) -> str:
@@ -310,14 +312,13 @@ def failures(name: str, scale: Scale, place: Place) -> list[str]:
 
 def _beaten(column: str, own: "pd.Series[bool]", rivals: "Mapping[str, pd.Series[bool]]") -> list[str]:
     """The rival that breaks the most images more than `own`, of those that both attacked, if clearly more."""
-    found = {}
-    for by, other in rivals.items():
-        both = own.index.intersection(other.index)
-        gain = records.paired_difference(own[both].to_numpy(), other[both].to_numpy())
-        if gain.low > 0 and gain.value >= FLOOR:
-            kept, left = 100 * own[both].mean(), 100 * other[both].mean()
-            found[gain.value] = f"{column} leaves {kept:.1f} %, {by} {left:.1f} % (n = {gain.n:,})"
-    return [found[max(found)]] if found else []
+    clearest = records.clearest_gain(own, rivals)
+    if clearest is None or clearest[1].value < FLOOR:
+        return []
+    by, gain = clearest
+    both = own.index.intersection(rivals[by].index)
+    kept, left = (100 * each[both].mean() for each in (own, rivals[by]))
+    return [f"{column} leaves {kept:.1f} %, {by} {left:.1f} % (n = {gain.n:,})"]
 
 
 REBUILT, CUT = ("D_rc", "D_ra"), ("D_tc", "D_ta")

@@ -19,7 +19,9 @@ Code = Float[Tensor, "batch map height width"]
 Logits = Float[Tensor, "batch class"]
 Labels = Int[Tensor, " batch"]
 
-GRADIENTS = ("exact", "straight-through", "identity")
+STAND_INS = ("straight-through", "identity")
+"""What an attacker puts in the place of a gradient that there is not."""
+GRADIENTS = ("exact", *STAND_INS)
 
 GRAY = (32, 64, 128, 256, 128, 64, 64, 32)
 LAYERS = {  # image channels: maps of the code, hidden channels of ComCNN and of RecCNN

@@ -274,6 +274,21 @@ def paired_difference(a: Bool[np.ndarray, " image_a"], b: Bool[np.ndarray, " ima
     return Difference(value, value - down, value + up, p, n)
 
 
+def clearest_gain(own: "pd.Series[bool]", others: "Mapping[str, pd.Series[bool]]") -> tuple[str, Difference] | None:
+    """The other attack that leaves the most images fewer right than `own`, of those that both attacked, and how many.
+
+    Each says by image which stayed right. None where no 95 % interval excludes 0.
+    """
+    found = {}
+    for name, other in others.items():
+        both = own.index.intersection(other.index)
+        if not both.empty:
+            gain = paired_difference(own[both].to_numpy(), other[both].to_numpy())
+            if gain.low > 0:
+                found[name] = gain
+    return max(found.items(), key=lambda each: each[1].value) if found else None
+
+
 @dataclass(frozen=True)
 class MeanDifference:
     """Mean difference of accuracy over pairs of networks that differ in their seed, with a 95 % interval."""
@@ -426,10 +441,8 @@ def join(
     names = f"{network_a!r} and {network_b!r}"
     must_agree = ["data", "split", "settings"] + ["source_id"] * (knowledge in TRANSFERRED)
     for column in must_agree:
-        first, second = (
-            _of_all(each[column].iloc[0]) if column == "settings" else each[column].iloc[0] for each in (a, b)
-        )
-        if first != second:
+        first, second = (each[column].iloc[0] for each in (a, b))
+        if first != second and not (column == "settings" and _of_all(first) == _of_all(second)):
             raise ValueError(f"{names} differ in {column}: {first!r} and {second!r}")
     if not a.index.equals(b.index) or not a["label"].equals(b["label"]):
         shared = len(a.index.intersection(b.index))
@@ -437,10 +450,9 @@ def join(
     return pd.DataFrame({"label": a["label"], "correct_a": a["correct"], "correct_b": b["correct"]})
 
 
-def _of_all(settings: str) -> str:
+def _of_all(settings: str) -> dict[str, object]:
     """An attack's settings, but for what carries it past a purifier, which other networks do not have."""
-    told: dict[str, object] = json.loads(settings or "{}")
-    return json.dumps({name: value for name, value in told.items() if name != "gradient"}, sort_keys=True)
+    return {name: value for name, value in json.loads(settings or "{}").items() if name != "gradient"}
 
 
 def _reach(rows: pd.DataFrame) -> Float[np.ndarray, " row"]:

@@ -365,22 +365,16 @@ def doubts(records: pd.DataFrame) -> list[str]:
         same = records[(records["network"] == network) & (records["norm"] == norm) & (records["epsilon"] == epsilon)]
         own = (same["knowledge"] == "white-box") & (same["attack"] != attack) & (attack not in ("fgsm", "square"))
         made_elsewhere = (same["knowledge"] == "transfer") & (same["attack"] == attack) & (same["source"] != network)
-        gains = {}
+        others = {}
         for _, images in same[own | made_elsewhere].groupby(["knowledge", "source", "attack"], sort=False):
-            first, second = (run.set_index("image")["correct"] for run in (rows, images))
-            shared = first.index.intersection(second.index)
-            if shared.empty:
-                continue
-            compared.add(
-                (network, norm, epsilon, frozenset({attack, images["attack"].iloc[0]}), images["source"].iloc[0])
-            )
-            gain = rec.paired_difference(first[shared].to_numpy(), second[shared].to_numpy())
-            if gain.low > 0:
-                by, knowledge, source = (str(images[name].iloc[0]) for name in ("attack", "knowledge", "source"))
-                stronger = "one step of FGSM" if by == "fgsm" and knowledge == "white-box" else _name(by)
-                gains[stronger + (f" from “{source}”" if knowledge == "transfer" else "")] = gain
-        if gains:
-            stronger, gain = max(gains.items(), key=lambda each: each[1].value)
+            by, knowledge, source = (str(images[name].iloc[0]) for name in ("attack", "knowledge", "source"))
+            told = "one step of FGSM" if by == "fgsm" and knowledge == "white-box" else _name(by)
+            others[told + (f" from “{source}”" if knowledge == "transfer" else "")] = _right(images)
+            if set(images["image"]) & set(rows["image"]):
+                compared.add((network, norm, epsilon, frozenset({attack, by}), source))
+        clearest = rec.clearest_gain(_right(rows), others)
+        if clearest:
+            stronger, gain = clearest
             found.append(
                 f"Doubt: on “{network}”, white-box {_name(attack)} at {NORM_NAMES[norm]} ≤ {epsilon:g} leaves more "
                 f"images right than {stronger} ({gain}): it was too weak, and its number is too high."
@@ -399,6 +393,10 @@ def doubts(records: pd.DataFrame) -> list[str]:
             "gradients."
         ]
     return [*_at_chance(records), *found]
+
+
+def _right(run: pd.DataFrame) -> "pd.Series[bool]":
+    return run.set_index("image")["correct"]
 
 
 def _at_chance(records: pd.DataFrame) -> list[str]:

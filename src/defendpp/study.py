@@ -14,6 +14,7 @@ from pathlib import Path
 
 from defendpp import paper, robustness, threats
 from defendpp.paper import Column, Row, Scale, Table
+from defendpp.purifier import STAND_INS
 from defendpp.recipe import Recipe
 from defendpp.threats import Attack
 
@@ -301,7 +302,7 @@ def _ways(role: str, attack: Attack) -> tuple[str, ...]:
     """How gradients pass what stands in front of the classifier of this role, if anything does."""
     if role not in ("comdefend", "0/1 images"):
         return ("",)
-    return ("identity",) if attack.name == "pixel_flips" else ("straight-through", "identity")
+    return ("identity",) if attack.name == "pixel_flips" else STAND_INS
 
 
 def figure6(scale: Scale) -> dict[tuple[str, str], list[Measurement]]:
