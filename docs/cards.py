@@ -85,11 +85,12 @@ def _figures(subject: Subject, place: Place) -> list[str]:
 
 
 def publish(name: str, networks: Path) -> None:
-    """Copy a run to the published networks."""
+    """Copy a run to the published networks, where it is called as people load it."""
     source, target = networks / NETWORKS[name].recipe.hash, published.FOLDER / name
     target.mkdir(parents=True, exist_ok=True)
-    for file in ("run.json", "classifier.safetensors"):
-        shutil.copyfile(source / file, target / file)
+    shutil.copyfile(source / "classifier.safetensors", target / "classifier.safetensors")
+    about = {**json.loads((source / "run.json").read_text()), "name": name}
+    (target / "run.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,23 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     return message
 
 
+def test_attacks_by_default_are_the_papers_and_one_to_rely_on(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("evaluate", runs["plain"], "--steps", "1", "--images", "4", "--output", tmp_path / "e")
+    attacks = set(records.read(tmp_path / "e" / "records")["attack"])
+    assert attacks == {"none", "fgsm", "bim", "pgd", "carlini_wagner", "ddn", "cascade"}
+
+
+def test_training_says_how_many_images_each_epoch_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for images, said in (("60", True), ("64", False)):
+        run("train", "--output", tmp_path / images, *TINY, "--training-images", images)
+        told = "each epoch leaves out 28 of 60 images, which do not fill a batch of 32"
+        assert (told in capsys.readouterr().out) == said
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("runs")
@@ -214,6 +231,9 @@ def test_bad_input_to_evaluate_is_one_sentence(
     for nothing in (tmp_path, runs["plain"] / "run.json"):
         assert "there is no run in" in fails(capsys, "evaluate", nothing, "--output", tmp_path / "e")
     assert "steps must be at least 1, not 0" in fails(capsys, *evaluation, "--steps", "0")
+    one_step = ("evaluate", runs["plain"], "--output", tmp_path / "e", "--attacks", "fgsm")
+    assert "fgsm has no number of steps, but 3 was given" in fails(capsys, *one_step, "--steps", "3")
+    assert "but 2 was given with fgsm" in fails(capsys, *one_step, "--restarts", "2")
     message = fails(capsys, *evaluation, "--data", parquet(tmp_path / "data"))
     assert "has 4 classes, but 'plain' knows 10" in message
     assert "the digits of mnist-5k are training images of mnist" in fails(capsys, *evaluation, "--data", "mnist")
@@ -228,10 +248,14 @@ def test_the_report_of_an_interrupted_evaluation_says_so(
 ) -> None:
     run("evaluate", runs["plain"], "--attacks", "fgsm", "--images", "4", "--output", tmp_path / "e")
     assert "interrupted" not in capsys.readouterr().out
+    run("evaluate", runs["plain"], "--attacks", "bim", "--steps", "1", "--images", "4", "--output", tmp_path / "e")
+    assert "of an earlier one, 1 file of records stay" in capsys.readouterr().out
     (tmp_path / "e" / "evaluation.json").unlink()  # written last
     run("report", tmp_path / "e")
     assert "if `defendpp evaluate` was interrupted, networks or attacks are missing" in capsys.readouterr().out
-    assert "Unfinished" in (tmp_path / "e" / "report.html").read_text()
+    page = (tmp_path / "e" / "report.html").read_text()
+    assert "Unfinished" in page
+    assert "so far: unfinished</h1>" in page
 
 
 def test_an_existing_run_is_not_touched(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -323,7 +347,10 @@ def test_reproduce_lists_its_jobs_and_does_nothing(tmp_path: Path, capsys: pytes
     ]
     assert total.startswith("3 jobs, 3 to do: about ")
     run("reproduce", "figure7", "figure2", "figure7", "--dry-run", "--results", tmp_path / "r")
-    assert len(capsys.readouterr().out.splitlines()) == 5  # figure 2 needs no network
+    *jobs, first, second, _ = capsys.readouterr().out.splitlines()
+    assert len(jobs) == 4  # figure 2 needs no network
+    assert first.startswith("figure7: 0 of 3 jobs done, about ")
+    assert second.startswith("figure2: 0 of 1 jobs done, about ")
     assert not list(tmp_path.iterdir())
 
 
@@ -417,6 +444,7 @@ def test_certify_prints_certified_accuracy(
     assert "Certified: the smoothed classifier" in " ".join(shown.split())
     made = records.read(tmp_path / "c")
     assert (len(made), json.loads(made["settings"].iloc[0])["sigma"]) == (4, 0.3)
+    assert "50 copies can show no radius above 0.34" in shown  # 0.3 Φ⁻¹(0.001^(1/50))
     message = fails(capsys, "certify", runs["plain"], "--output", tmp_path / "d")
     assert "was trained without noise: give the sigma" in message
     assert not (tmp_path / "d").exists()

@@ -8,8 +8,9 @@ import torch
 from examples import small_network
 from torch import nn
 
-from defendpp import evaluation, threats
+from defendpp import checks, evaluation, threats
 from defendpp.adaptive import against_decoder
+from defendpp.attacks import Prepared
 from defendpp.certify import certify
 from defendpp.data import Data, from_tensors
 from defendpp.evaluation import (
@@ -18,6 +19,7 @@ from defendpp.evaluation import (
     attacked_records,
     certified_records,
     evaluate,
+    evaluate_runs,
     make_sets,
     network,
     pictures,
@@ -28,7 +30,9 @@ from defendpp.evaluation import (
 from defendpp.files import write_arrays
 from defendpp.objective import defend
 from defendpp.purifier import Binarise, Purified
+from defendpp.recipe import Recipe
 from defendpp.records import join
+from defendpp.runs import train
 
 EVERY = [threats.fgsm(0.1), threats.bim(0.1, steps=3), threats.pgd(0.1, steps=3), threats.ddn(steps=5)]
 
@@ -105,6 +109,22 @@ def test_behind_a_purifier_other_gradients_are_followed(data: Data, tmp_path: Pa
         (shown["clean_prediction"], shown["prediction"]),
     ):
         assert (clean != attacked).any()
+
+
+def test_the_checks_of_a_purifier_try_every_stand_in_for_its_gradient(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[nn.Module] = []
+
+    def checked(model: Prepared, *_: object, others: list[Purified], **__: object) -> list[checks.Check]:
+        seen.extend([model.original, *others])
+        return []
+
+    monkeypatch.setattr(checks, "check", checked)
+    recipe = Recipe(data="noise", width=4, epochs=1, batch_size=32, defence="binarise")
+    purified = train(recipe, data, tmp_path / "run", accelerator="cpu", progress=False)
+    evaluate_runs([purified], [threats.fgsm(0.2)], data.test.take(20), tmp_path / "e", data="noise")
+    assert [each.gradient for each in seen] == ["straight-through", "identity"]
 
 
 def test_nothing_finished_is_done_again_and_an_interruption_loses_nothing(

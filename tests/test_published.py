@@ -51,7 +51,7 @@ def test_a_published_network_is_what_the_records_speak_of(name: str) -> None:
     subject = CARDS["NETWORKS"][name]
     kept = CARDS["PLACE"].results / "networks" / f"{subject.recipe.hash}.json"
     assert run.id == json.loads(kept.read_text())["id"]
-    assert run.recipe == subject.recipe
+    assert (run.name, run.recipe) == (name, subject.recipe)
     assert CARDS["card"](name) == dp.card(name), "run python docs/cards.py"
     shape = (2, *run.image_shape)
     assert run.classifier(torch.rand(shape)).shape == (2, len(run.classes))

@@ -247,6 +247,15 @@ class TestHeadlines:
         assert "nothing but one step of FGSM was tried at L∞ ≤ 0.2" in doubt
         itself = [rows("a", "pgd", 30, epsilon=0.2), rows("a", "pgd", 10, epsilon=0.2, source="a")]
         assert report.doubts(pd.concat(itself)) == []
+        for distance, fixed, kept, weaker, stronger in (
+            (4.0, "pixel_flips", 10, "DDN", "Pixel flips"),
+            (1.0, "pgd", 30, "PGD", "DDN"),
+        ):
+            minimal = rows("a", "ddn", 0, norm="l2", distance=distance)
+            budgeted = rows("a", fixed, kept, norm="l2", epsilon=1.0)
+            elsewhere = rows("a", "pgd", 0, epsilon=0.2)  # in the other norm
+            (doubt,) = report.doubts(pd.concat([minimal, budgeted, elsewhere]))
+            assert f"white-box {weaker} at L2 ≤ 1 leaves more images right than {stronger} (" in doubt
         chance = [rows("a", "fgsm", 30, epsilon=0.2), rows("a", "pgd", 31, epsilon=0.2)]
         assert not report.doubts(pd.concat(chance))[0].startswith("Doubt")
 

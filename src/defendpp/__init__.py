@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         prepare,
         square,
     )
+    from defendpp.checks import Check, check
     from defendpp.data import Data, Images, from_tensors, load
     from defendpp.encoder import Block, find_blocks
     from defendpp.evaluation import Network, adversarial_set, evaluate, network
@@ -56,6 +57,7 @@ _HOME = {
         "square",
     ),
     "evaluation": ("Network", "adversarial_set", "evaluate", "network"),
+    "checks": ("Check", "check"),
 }
 _MODULES = ("attacks", "data", "encoder", "frequency", "networks", "records", "report", "threats", "training")
 
@@ -71,6 +73,7 @@ __all__ = [  # noqa: RUF022 - in the order of the data's way
     "AttackResult", "auto_pgd", "bim", "carlini_wagner", "cascade", "ddn", "fgsm", "minimal_pgd", "pgd",
     "pixel_flips", "prepare", "square",
     "Network", "adversarial_set", "evaluate", "network",
+    "Check", "check",
 ]  # fmt: skip
 
 

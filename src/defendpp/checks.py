@@ -219,7 +219,7 @@ class _Trial:
             made = self.run(other, self.epsilon, self.steps).images
             with attacking(self.model, made, self.labels) as (classify, shown, y), torch.no_grad():
                 broken |= classify(shown, exactly=True).argmax(1) != y
-        return self.compare("what was made on another classifier", broken)
+        return self.compare("what was made on another classifier, or by another gradient,", broken)
 
     def square(self) -> str:
         if self.norm != "linf" or self.images.ndim != 4:

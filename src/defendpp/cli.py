@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -33,7 +33,10 @@ UNFINISHED = {
 }
 MINIMAL: tuple[AttackName, ...] = ("carlini-wagner", "ddn", "minimal-pgd")
 """Attacks that have no budget: they find the smallest distance."""
-PAPERS: tuple[AttackName, ...] = ("fgsm", "bim", "pgd", "carlini-wagner", "ddn")
+USUAL: tuple[AttackName, ...] = ("fgsm", "bim", "pgd", "carlini-wagner", "ddn", "cascade")
+"""The paper's, and one to rely on."""
+STEPLESS: tuple[AttackName, ...] = ("fgsm", "auto-attack")
+RESTARTED: tuple[AttackName, ...] = ("pgd", "cascade", "adaptive-bottleneck", "adaptive-reconstruction")
 
 
 def quickstart(output: Path = Path("quickstart"), images: int = 200) -> None:
@@ -82,6 +85,9 @@ def train(
 
     recipe.check()
     loaded = data.load(recipe.data, root=data_root, image_size=recipe.image_size, seed=recipe.split_seed)
+    used = min(recipe.training_images or len(loaded.train), len(loaded.train))
+    if (left_out := used % min(recipe.batch_size, max(1, used))) > used // 10:
+        print(f"each epoch leaves out {left_out} of {used} images, which do not fill a batch of {recipe.batch_size}")
     run = runs.train(
         recipe, loaded, output, name=name, execution=execution, accelerator=accelerator, devices=devices, nodes=nodes
     )
@@ -161,7 +167,7 @@ def attack(
 def evaluate(
     runs: Positional[list[Path]],
     output: Path,
-    attacks: tuple[AttackName, ...] = PAPERS,
+    attacks: tuple[AttackName, ...] = USUAL,
     epsilons: tuple[float, ...] = (),
     norm: Norm = "linf",
     steps: int | None = None,
@@ -183,8 +189,8 @@ def evaluate(
     Args:
         runs: Folders of trained networks.
         output: Folder for records, adversarial sets and pictures.
-        attacks: Which attacks, by default the paper's. Beside them cascade, from cheap to expensive until an image
-            falls, for a robust accuracy to rely on; auto-attack, the figure that others report; square, without
+        attacks: Which attacks, by default the paper's and cascade: from cheap to expensive until an image falls, for a
+            robust accuracy to rely on. Beside them auto-attack, the figure that others report; square, without
             gradients; minimal-pgd, the smallest L∞ distance: a curve in one run; pixel-flips, for a network behind a
             threshold; and adaptive-..., PGD that also moves a part of Defend++'s auto-encoder.
         epsilons: Budgets of those that have one, in pixel units of [0, 1]; the first is that of the table, all make the
@@ -234,12 +240,15 @@ def evaluate(
             )  # fmt: skip
         if share[0] > 0:
             return
+    shown_before = set(_about(output).get("records", []))
     with bar() as progress:
         evaluation.evaluate_runs(
             trained, chosen, split, output, data=about, source=origin, sets=sets,
             shown=(main or chosen)[-1], seed=seed, device=_device(device), progress=progress,
         )  # fmt: skip
     _show(output, output / "report.html", command=" ".join(["defendpp", *sys.argv[1:]]))
+    if other := shown_before - set(_about(output)["records"]):
+        print(f"The page is of this evaluation: of an earlier one, {len(other)} file{'s' * (len(other) > 1)} of records stay in {output}.")
 
 
 def report(evaluation: Positional[Path], output: Path | None = None, overwrite: bool = False) -> None:
@@ -269,7 +278,8 @@ def check(
 ) -> None:
     """Look for signs that a robust accuracy cannot be believed. Exits with 1 where a check fails.
 
-    A network behind a purifier is attacked straight through it.
+    A network behind a purifier is attacked straight through it, and shown what an attack through another stand-in for
+    the purifier's gradient makes.
 
     Example: defendpp check runs/hardened --others runs/plain
 
@@ -296,14 +306,15 @@ def check(
     shown, labels = (each.to(place) for each in split.batch(range(len(split))))
     epsilon = threats.usual_epsilon(trained.image_shape) if epsilon is None else epsilon
     threats.check_budget("pgd", norm, epsilon, {"steps": steps})
+    followed, *other_ways = stand_ins(trained.classifier.to(place))
     found = checks.check(
-        stand_ins(trained.classifier.to(place))[0],
+        followed,
         shown,
         labels,
         epsilon=epsilon,
         norm=norm,
         steps=steps,
-        others=[stand_ins(each.classifier.to(place))[0] for each in surrogates],
+        others=[*other_ways, *[stand_ins(each.classifier.to(place))[0] for each in surrogates]],
         seed=seed,
     )
     for each in found:
@@ -344,6 +355,7 @@ def certify(
     from rich.console import Console
 
     from defendpp import evaluation, report, runs
+    from defendpp.certify import certified_radius, lower_bound
 
     trained = runs.load_run(run)
     deviation = trained.recipe.noise if sigma is None else sigma
@@ -357,6 +369,8 @@ def certify(
             device=_device(device), progress=progress,
         )  # fmt: skip
     Console().print(report.table(made))
+    furthest = certified_radius(lower_bound(samples, samples, alpha), deviation)
+    print(f"{samples} copies can show no radius above {furthest:.2f}, were all of one class")
     print(f"saved in {output}")
 
 
@@ -415,7 +429,8 @@ def reproduce(
         jobs = study.plan(wanted, scale)
         left = study.missing(jobs, place)
         if dry_run:
-            schedule.listing(jobs, left, place, workers)
+            parts = {name: study.plan((name,), scale) for name in wanted} if len(wanted) > 1 else {}
+            schedule.listing(jobs, left, place, workers, parts)
             return
         if left:
             if device != "auto" and not ray:
@@ -501,6 +516,10 @@ def _attacks(
         raise ValueError(f"no attack was chosen, expected some of {', '.join(get_args(AttackName))}")
     if steps is not None and steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
+    if steps is not None and set(names) <= set(STEPLESS):
+        raise ValueError(f"{names[0]} has no number of steps, but {steps} was given")
+    if restarts != 1 and not set(names) & set(RESTARTED):
+        raise ValueError(f"restarts go with {', '.join(RESTARTED)}, but {restarts} was given with {', '.join(names)}")
     if epsilons and set(names) <= set(MINIMAL):
         raise ValueError(f"{names[0]} looks for the smallest distance and has no epsilon, but {epsilons[0]} was given")
     objectives = [run.objective for run in runs if run.objective is not None]
@@ -594,14 +613,19 @@ def _processes(device: str, devices: int, nodes: int) -> Iterator[tuple[str, tup
     fabric.barrier()
 
 
+def _about(folder: Path) -> dict[str, Any]:
+    """What the last finished evaluation in `folder` was; empty where there is none."""
+    path = folder / "evaluation.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bool = True) -> None:
     """Print the table of the evaluation in `folder` and write its page."""
     from rich.console import Console
 
     from defendpp import records, report
 
-    about_path = folder / "evaluation.json"
-    about = json.loads(about_path.read_text()) if about_path.is_file() else {}
+    about = _about(folder)
     files = [folder / "records" / name for name in about.get("records", [])]
     made = records.read(files or folder / "records")
     notes = about.get("notes", {}) | ({"Command": command} if command else {}) | ({} if about else UNFINISHED)
@@ -614,7 +638,7 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
     text = report.html(
         made,
         pictures,
-        title="Who resists what",
+        title="Who resists what" if about else "Who resists what, so far: unfinished",
         notes=notes,
         budgets=budgets,
         baseline=about.get("baseline"),

@@ -627,8 +627,8 @@ def _checked(
     """
     norm, epsilon = budget or ("linf", threats.usual_epsilon(split.pixels.shape))
     other = next((one for one in networks if one.id != each.id), None)
-    followed = stand_ins(each.model)[0]
-    key = json.dumps([norm, epsilon, digest(split), other and other.id, seed, *["stand-in"] * (followed != each.model)])
+    followed, *other_ways = stand_ins(each.model)
+    key = json.dumps([norm, epsilon, digest(split), other and other.id, seed, *["stand-ins"] * len(other_ways)])
     path = folder / "checks" / f"{each.id}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
     if not path.exists():
         if progress is not None:
@@ -639,7 +639,7 @@ def _checked(
             found = checks.check(
                 prepare(followed, images[:8]), images, labels, epsilon=epsilon,
                 norm="l2" if norm == "l2" else "linf", seed=seed,
-                others=[stand_ins(other.model.to(place))[0]] if other else [],
+                others=[*other_ways, *([stand_ins(other.model.to(place))[0]] if other else [])],
             )  # fmt: skip
         else:
             why = f"the model gets none of the {len(labels)} images right, so there is nothing to check"

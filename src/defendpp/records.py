@@ -343,7 +343,7 @@ def median_distance(rows: pd.DataFrame) -> Distance:
     A failed attack counts as infinitely far. The interval lies between two order statistics, so it assumes nothing
     about the distances (David and Nagaraja 2003, section 7.1).
     """
-    distances = np.sort(_reach(rows[rows["clean_prediction"] == rows["label"]]))
+    distances = np.sort(reach(rows[rows["clean_prediction"] == rows["label"]]))
     n = len(distances)
     if n == 0:
         raise ValueError("the median distance needs an image that is right when clean, but there is none")
@@ -455,7 +455,7 @@ def _of_all(settings: str) -> dict[str, object]:
     return {name: value for name, value in json.loads(settings or "{}").items() if name != "gradient"}
 
 
-def _reach(rows: pd.DataFrame) -> Float[np.ndarray, " row"]:
+def reach(rows: pd.DataFrame) -> Float[np.ndarray, " row"]:
     """How far a minimal-norm attack went: infinitely where it failed, -inf where the clean image is wrong already.
 
     Of a certificate: how far the right prediction is certified, -inf where the smoothed classifier is wrong.
@@ -502,10 +502,10 @@ def security_curve(rows: pd.DataFrame, epsilons: Iterable[float] | None = None) 
             raise ValueError(
                 "the distance of an attack bounds only the network it was made on, so it must be white-box"
             )
-        reach = _reach(rows)
-        furthest = reach[np.isfinite(reach)].max(initial=0.0)
+        far = reach(rows)
+        furthest = far[np.isfinite(far)].max(initial=0.0)
         budgets = np.linspace(0, furthest, 101).tolist() if epsilons is None else list(epsilons)
-        right = {budget: reach > budget for budget in budgets}
+        right = {budget: far > budget for budget in budgets}
     points = {budget: accuracy(each) for budget, each in right.items()}
     return pd.DataFrame(
         [(budget, point.value, point.low, point.high, point.n) for budget, point in points.items()],
@@ -526,7 +526,7 @@ def worst_case(records: pd.DataFrame, *, norm: str, budget: float) -> "pd.Series
     if not _runs(rows):
         raise ValueError(f"there is no white-box {norm} attack within budget {budget:g} in these records")
     is_right = rows["correct"] & (rows["clean_prediction"] == rows["label"])
-    withstands = rows.assign(withstands=np.where(rows["epsilon"].isna(), _reach(rows) > budget, is_right))
+    withstands = rows.assign(withstands=np.where(rows["epsilon"].isna(), reach(rows) > budget, is_right))
     by_image = withstands.groupby("image")["withstands"]
     runs = rows.groupby(["data", "split", "attack", "settings", "epsilon", "source_id"], dropna=False).ngroups
     judged = by_image.all()[by_image.count() == runs]
@@ -559,9 +559,9 @@ def summary(records: pd.DataFrame, budgets: Mapping[str, float] | None = None) -
         epsilon = float(rows["epsilon"].iloc[0])
         has_budget = not np.isnan(epsilon)
         if knowledge == "certificate":
-            reach = _reach(rows)
-            for radius in [radius for radius in RADII if radius == 0 or (reach > radius).any()]:
-                cells.setdefault((knowledge, "", attack, norm, radius), {})[network] = accuracy(reach > radius)
+            far = reach(rows)
+            for radius in [radius for radius in RADII if radius == 0 or (far > radius).any()]:
+                cells.setdefault((knowledge, "", attack, norm, radius), {})[network] = accuracy(far > radius)
             continue
         cell(rows, network=network, attack=attack, knowledge=knowledge, epsilon=epsilon if has_budget else None)
         is_minimal = attack != "none" and not has_budget

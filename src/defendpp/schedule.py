@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -95,14 +95,24 @@ def run(jobs: Sequence[Job], left: Sequence[Job], do: Doing, *, workers: int = 1
         raise RuntimeError(f"{failed} of {len(left)} jobs failed, the first: {first[0]}")
 
 
-def listing(jobs: Sequence[Job], left: Sequence[Job], place: Place, workers: int = 1) -> None:
-    """Print every job, whether it is done, and how long the others will take."""
+def listing(
+    jobs: Sequence[Job], left: Sequence[Job], place: Place, workers: int = 1, parts: Mapping[str, Sequence[Job]] = {}
+) -> None:
+    """Print every job, whether it is done, and how long the others will take.
+
+    parts: the jobs behind each table or figure, by its name; how much of each is done is printed too.
+    """
     waiting = {job.key for job in left}
     done = [job for job in jobs if job.key not in waiting]
     for job in jobs:
         state = "to do" if job.key in waiting else "done" if job.is_done(place) else "not needed"
         print(f"{state:10}  {job}")
-    took = seconds_left(left, done, place) / side_by_side(workers)
+    shared = side_by_side(workers)
+    for name, needed in parts.items():
+        open_ = [job for job in needed if job.key in waiting]
+        rest = f", about {spoken(seconds_left(open_, done, place) / shared)} left" if open_ else ""
+        print(f"{name}: {len(needed) - len(open_)} of {len(needed)} jobs done{rest}")
+    took = seconds_left(left, done, place) / shared
     print(f"{len(jobs)} jobs, {len(left)} to do: about {spoken(took)} on {workers} worker{'s' * (workers > 1)}")
 
 
