@@ -65,11 +65,12 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
         f"{len(measured):,} of {len(wanted):,} measurements are there.",
         "## What it says",
     ]
-    for data in robustness.DATA:
-        for question in questions(data):
-            lines = findings.answers(question, "cpu", place)
-            if lines:
-                parts += [f"### {question.text}", "\n".join(f"- {line}" for line in lines)]
+    asked = {each: findings.answers(each, "cpu", place) for data in robustness.DATA for each in questions(data)}
+    if any(asked.values()):
+        parts.append(findings.in_short(asked))
+    for question, lines in asked.items():
+        if lines:
+            parts += [f"### {question.text}", "\n".join(f"- {line}" for line in lines)]
     for name in robustness.TABLES:
         printed = tables.printed(name, "cpu", place)
         parts += [f"## {printed.title}", tables.markdown(printed).strip()]

@@ -66,8 +66,10 @@ def page(place: Place = PLACE) -> str:
         f"{schedule.spoken(spent)} of one to two processor cores.",
         "## What it says",
     ]
-    for question in findings.QUESTIONS:
-        lines = findings.answers(question, "cpu", place)
+    asked = {question: findings.answers(question, "cpu", place) for question in findings.QUESTIONS}
+    if any(asked.values()):
+        parts.append(findings.in_short(asked))
+    for question, lines in asked.items():
         if lines:
             protocol = "The paper's protocol." if question.protocol == "transfer" else "White-box."
             if question.beside:

@@ -8,7 +8,7 @@ import pytest
 from study_records import store
 
 from defendpp import records
-from defendpp.findings import OTHER, QUESTIONS, Question, answers, claims, contrast, failures, orders
+from defendpp.findings import OTHER, QUESTIONS, Question, answers, claims, contrast, failures, in_short, orders
 from defendpp.paper import TABLES
 from defendpp.study import Measurement, Place, figure6, measurements
 
@@ -62,14 +62,17 @@ def test_three_seeds_are_paired_and_averaged(place: Place) -> None:
     assert found is not None
     assert found.difference == records.mean_difference(pairs)
     assert (found.best, found.seeds, found.planned) == (0.8, 3, 3)
-    (text,) = answers(AGAINST_OTHER, "cpu", place)
+    (text,) = map(str, answers(AGAINST_OTHER, "cpu", place))
     assert text.startswith(f"“ours” against “{OTHER}”: **higher**. BIM +30.0 points [")
+    table = in_short({AGAINST_OTHER: answers(AGAINST_OTHER, "cpu", place)})
+    line = f"| {AGAINST_OTHER.text} | “ours” against “{OTHER}” | paper's protocol | **higher** | 3 |"
+    assert table.splitlines()[4:] == [line]
 
 
 def test_one_seed_speaks_of_one_pair_of_networks_only(place: Place) -> None:
     store(transfers("ours")[1], first(90), place)
     store(transfers("none")[1], first(20), place)
-    (text,) = answers(AGAINST_OTHER, "cpu", place)
+    (text,) = map(str, answers(AGAINST_OTHER, "cpu", place))
     assert "higher, so far of one pair of networks, which is no verdict on the method. BIM +70.0 points" in text
     assert "**" not in text
 
@@ -78,7 +81,7 @@ def test_no_difference_is_said_to_be_none(place: Place) -> None:
     for job, other, k in zip(transfers("ours"), transfers("none"), (48, 52, 50), strict=True):
         store(job, first(k), place)
         store(other, first(50), place)
-    (text,) = answers(AGAINST_OTHER, "cpu", place)
+    (text,) = map(str, answers(AGAINST_OTHER, "cpu", place))
     assert "**no difference that these measurements can tell from chance**" in text
 
 
@@ -86,7 +89,7 @@ def test_the_papers_own_difference_stands_beside_ours(place: Place) -> None:
     for role in ("ours", "ours + GN"):
         for job in transfers(role):
             store(job, first(50), place)
-    (text,) = answers(Question("?", "table2", (("ours + GN", "ours"),), columns=("BIM",)), "cpu", place)
+    (text,) = map(str, answers(Question("?", "table2", (("ours + GN", "ours"),), columns=("BIM",)), "cpu", place))
     assert text.endswith("(paper +1.07).")  # 56.44 - 55.37
 
 
@@ -101,7 +104,7 @@ def test_white_box_it_is_the_worst_of_all_attacks_that_counts(place: Place) -> N
         store(two, half, place)
         store(other, half, place)
         store(too, half[::-1], place)
-    (text,) = answers(question, "cpu", place)
+    (text,) = map(str, answers(question, "cpu", place))
     assert "**higher**. BIM +0.0 points" in text
     assert "PGD +0.0 points" in text
     assert "all of these +50.0 points" in text
@@ -111,13 +114,13 @@ def test_where_hardly_an_image_is_left_nothing_is_told(place: Place) -> None:
     for job, other in zip(white_boxes("ours", "bim"), white_boxes("none", "bim"), strict=True):
         store(job, first(1), place)
         store(other, first(0), place)
-    (text,) = answers(Question("?", "table2", (("ours", OTHER),), "white-box", ("BIM",)), "cpu", place)
+    (text,) = map(str, answers(Question("?", "table2", (("ours", OTHER),), "white-box", ("BIM",)), "cpu", place))
     assert "**neither withstands**" in text
     assert "BIM both at most 1.0 %" in text
     for job, other in zip(white_boxes("ours", "pgd"), white_boxes("none", "pgd"), strict=True):
         store(job, first(90), place)
         store(other, first(10), place)
-    (text,) = answers(Question("?", "table2", (("ours", OTHER),), "white-box", ("BIM", "PGD")), "cpu", place)
+    (text,) = map(str, answers(Question("?", "table2", (("ours", OTHER),), "white-box", ("BIM", "PGD")), "cpu", place))
     assert "**higher under every attack that leaves images right**" in text
 
 
@@ -128,7 +131,7 @@ def test_how_much_farther_the_nearer_attack_goes(place: Place) -> None:
             for job in white_boxes(role, attack):
                 store(job, first(100 - reached), place, l2=distance)
     question = Question("?", "table2", (("ours", OTHER),), "white-box", ("C&W",), nearest=("C&W", "DDN"))
-    (text,) = answers(question, "cpu", place)
+    (text,) = map(str, answers(question, "cpu", place))
     assert text.count("+0.50 [+0.50, +0.50], n = 100") == 3
 
 

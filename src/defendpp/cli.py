@@ -247,8 +247,9 @@ def evaluate(
             shown=(main or chosen)[-1], seed=seed, device=_device(device), progress=progress,
         )  # fmt: skip
     _show(output, output / "report.html", command=" ".join(["defendpp", *sys.argv[1:]]))
-    if other := shown_before - set(_about(output)["records"]):
-        print(f"The page is of this evaluation: of an earlier one, {len(other)} file{'s' * (len(other) > 1)} of records stay in {output}.")
+    if other := len(shown_before - set(_about(output)["records"])):
+        files = f"{other} file{'s' * (other > 1)} of records"
+        print(f"The page is of this evaluation: of an earlier one, {files} stay in {output}.")
 
 
 def report(evaluation: Positional[Path], output: Path | None = None, overwrite: bool = False) -> None:

@@ -176,13 +176,57 @@ def contrast(
     return Contrast(difference, best, len(by_seed), min(planned, also))
 
 
-def answers(question: Question, scale: Scale, place: Place) -> list[str]:
-    """A line for each pair that was measured: what the differences amount to, and the differences."""
-    lines = (_answer(question, a, b, scale, place) for a, b in question.pairs)
-    return [line for line in lines if line is not None]
+@dataclass(frozen=True)
+class Answer:
+    """Of one pair of rows: what the differences amount to, and the differences."""
+
+    pair: tuple[str, str]
+    verdict: str
+    differences: str
+    seeds: int
+    planned: int
+
+    def __str__(self) -> str:
+        if self.seeds > 1:
+            so_far = f", so far of {self.seeds} of {self.planned} training seeds" * (self.seeds < self.planned)
+            told = f"**{self.verdict}**{so_far}"
+        elif self.planned > 1:
+            told = f"{self.verdict}, so far of one pair of networks, which is no verdict on the method"
+        else:
+            told = f"{self.verdict}, of this one pair of networks; other training seeds were not tried"
+        return f"{self.compared}: {told}. {self.differences}."
+
+    @property
+    def compared(self) -> str:
+        """The two rows."""
+        return "“{}” against “{}”".format(*self.pair)
 
 
-def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> str | None:
+def answers(question: Question, scale: Scale, place: Place) -> list[Answer]:
+    """One for each pair that was measured."""
+    found = (_answer(question, a, b, scale, place) for a, b in question.pairs)
+    return [each for each in found if each is not None]
+
+
+def in_short(asked: "Mapping[Question, Sequence[Answer]]") -> str:
+    """The verdicts alone, in Markdown: a sentence and a table."""
+    lines = [
+        "In short; the differences behind each verdict, with their tests, follow. Bold: of several training seeds; one "
+        "seed, which is one pair of networks, is no verdict on the method.",
+        "",
+        "| | compared | attacker | verdict | training seeds |",
+        "|---|---|---|---|---|",
+    ]
+    for question, found in asked.items():
+        attacker = "paper's protocol" if question.protocol == "transfer" else "white-box"
+        for number, each in enumerate(found):
+            verdict = f"**{each.verdict}**" if each.seeds > 1 else each.verdict
+            seeds = f"{each.seeds} of {each.planned}" if each.seeds < each.planned else str(each.seeds)
+            lines.append(f"| {question.text * (number == 0)} | {each.compared} | {attacker} | {verdict} | {seeds} |")
+    return "\n".join(lines)
+
+
+def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> Answer | None:
     def compared(*columns: str) -> Contrast | None:
         return contrast(question.table, a, b, columns, question.protocol, scale, place)
 
@@ -202,11 +246,11 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> s
     if shifts:
         names = " or ".join(question.nearest)
         told.append(f"L2 that {names} needs, median of the paired differences: {'; '.join(map(str, shifts))}")
-    return f"“{a}” against “{b}”: {_verdict(present, len(judged), shifts)}. {'; '.join(told)}."
+    seeds, planned = (min(getattr(each, name) for each in present) for name in ("seeds", "planned"))
+    return Answer((a, b), _verdict(present, len(judged), shifts), "; ".join(told), seeds, planned)
 
 
 def _verdict(found: Sequence[Contrast], wanted: int, shifts: Sequence[records.Shift]) -> str:
-    seeds, planned = min(each.seeds for each in found), min(each.planned for each in found)
     signs = [each.sign for each in found if each.best > FLOOR]
     which = "here" if len(signs) == len(found) else "that leaves images right"
     told = _told(signs, wanted, which if len(found) == wanted else f"of the {len(found)} of {wanted} measured")
@@ -214,13 +258,7 @@ def _verdict(found: Sequence[Contrast], wanted: int, shifts: Sequence[records.Sh
         ways = {1 if each.low > 0 else -1 if each.high < 0 else 0 for each in shifts}
         told += ", and an attack in L2 must go "
         told += "farther" if ways == {1} else "less far" if ways == {-1} else "about as far"
-    if seeds > 1:
-        return f"**{told}**" + (f", so far of {seeds} of {planned} training seeds" if seeds < planned else "")
-    return told + (
-        ", so far of one pair of networks, which is no verdict on the method"
-        if planned > 1
-        else ", of this one pair of networks; other training seeds were not tried"
-    )
+    return told
 
 
 def _told(signs: Sequence[int], wanted: int, which: str) -> str:
