@@ -59,7 +59,7 @@ def failed(model: nn.Module, **settings: Any) -> list[Check]:
 def test_an_honest_model_passes_every_check() -> None:
     found = verdicts(honest(), others=[honest(0.04)])
     assert set(found.values()) == {"passed"}, found
-    assert len(found) == 4 + len(BY_GRADIENT)
+    assert len(found) == 5 + len(BY_GRADIENT)
 
 
 def test_probabilities_instead_of_logits() -> None:
@@ -251,9 +251,19 @@ def test_a_prepared_models_own_mode_is_checked() -> None:
     assert "evaluation mode" in [each.name for each in failed(attacks.prepare(model.train(), IMAGES[:4]))]
 
 
-def test_nothing_right_is_nothing_to_check() -> None:
-    with pytest.raises(ValueError, match="gets none of the 50 images right"):
-        check(honest(), IMAGES, LABELS + 1, epsilon=EPSILON)
+@pytest.mark.parametrize("right", [0, 28])
+def test_a_model_no_better_than_chance(right: int) -> None:
+    labels = (torch.arange(50) >= right).long()
+    found = check(honest(), IMAGES, labels, epsilon=EPSILON)
+    (only,) = [each for each in found if each.verdict == "failed"]
+    assert only.name == "better than chance"
+    assert f"{100 * right / 50:.1f} %" in only.detail
+    assert {each.verdict for each in found if each.name in BY_GRADIENT} == {"not judged"}
+
+
+def test_no_images_are_nothing_to_check() -> None:
+    with pytest.raises(ValueError, match="no images to check on"):
+        check(honest(), IMAGES[:0], LABELS[:0], epsilon=EPSILON)
 
 
 def test_what_cannot_be_judged_says_why() -> None:

@@ -62,6 +62,17 @@ def test_a_plain_vision_transformer_is_refused() -> None:
         find_blocks(network, (3, 32, 32))
 
 
+def test_maps_of_class_scores_are_no_part_of_the_pyramid(images: torch.Tensor) -> None:
+    """SqueezeNet's head: scores at every place, rectified, then averaged."""
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.Conv2d(16, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(*list(small_network())[:3], head)
+    with torch.no_grad():
+        head.get_submodule("0").get_parameter("bias").fill_(1.0)
+    channels = [block.channels for block in find_blocks(network, (1, 28, 28))]
+    assert channels == [block.channels for block in find_blocks(small_network(), (1, 28, 28))]
+
+
 def test_probing_and_tapping_leave_the_classifier_as_it_was(images: torch.Tensor) -> None:
     network = timm.create_model("resnet18", num_classes=10, in_chans=1)
     network.get_submodule("layer1").eval()

@@ -48,7 +48,7 @@ class Always(nn.Module):
 
     def __init__(self, label: int) -> None:
         super().__init__()
-        self.bias = nn.Parameter(nn.functional.one_hot(torch.tensor(label), 10).float())
+        self.bias = nn.Parameter(2 * nn.functional.one_hot(torch.tensor(label), 10).float())
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.bias + 0 * images.flatten(1).sum(1, keepdim=True)
@@ -125,6 +125,12 @@ def test_the_checks_of_a_purifier_try_every_stand_in_for_its_gradient(
     purified = train(recipe, data, tmp_path / "run", accelerator="cpu", progress=False)
     evaluate_runs([purified], [threats.fgsm(0.2)], data.test.take(20), tmp_path / "e", data="noise")
     assert [each.gradient for each in seen] == ["straight-through", "identity"]
+
+
+def test_probabilities_are_warned_of(data: Data, tmp_path: Path) -> None:
+    certain = network("certain", nn.Sequential(small_network(), nn.Softmax(dim=1)))
+    with pytest.warns(UserWarning, match=r"certain: outputs lie in \[0, 1\] and add up to 1"):
+        evaluate([certain], [threats.fgsm(0.1)], data.test, tmp_path, data="noise")
 
 
 def test_nothing_finished_is_done_again_and_an_interruption_loses_nothing(

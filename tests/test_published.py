@@ -32,6 +32,9 @@ def test_a_name_is_as_good_as_a_folder(
     assert load_run("tiny").id == load_run(Path("tiny")).id == load_run(trained).id
     cli.main(["evaluate", "tiny", "--attacks", "fgsm", "--images", "5", "--output", "e"])
     assert "White-box" in capsys.readouterr().out
+    small = ["--width", "4", "--epochs", "1", "--training-images", "64", "--batch-size", "32"]
+    cli.main(["train", *small, "--start", "tiny", "--output", "tuned"])
+    assert load_run("tuned").recipe.start == "tiny"
     with pytest.raises(FileNotFoundError, match=r"no run in other: .*, and published networks are tiny"):
         load_run("other")
     shutil.copytree(trained, tmp_path / "tiny")  # a folder of the user's own comes first

@@ -237,14 +237,21 @@ class TestHeadlines:
         assert "leaves more images right than PGD from “b” (+50.0 points" in doubt
         sound = [rows("a", "fgsm", 30, epsilon=0.2), rows("a", "pgd", 10, epsilon=0.2)]
         assert report.doubts(pd.concat(sound)) == [
-            "No attack was shown to be too weak: in 1 paired comparison at the same budget, neither another attack nor "
-            "transferred images did better, beyond chance, than one through the network's own gradients."
+            "In 1 paired comparison at the same budget, neither another attack nor transferred images did better, "
+            "beyond chance, than one through the network's own gradients."
         ]
         several = [rows("a", name, n, epsilon=0.2) for name, n in (("bim", 30), ("fgsm", 20), ("cascade", 5))]
         (doubt,) = [each for each in report.doubts(pd.concat(several)) if "BIM" in each]
         assert "leaves more images right than Cascade (+" in doubt
         (doubt,) = report.doubts(rows("a", "fgsm", 30, epsilon=0.2))
-        assert "nothing but one step of FGSM was tried at L∞ ≤ 0.2" in doubt
+        assert "nothing but one step or random search (FGSM) was tried at L∞ ≤ 0.2" in doubt
+        short = rows("a", "pgd", 30, epsilon=0.2).assign(settings='{"steps": 1}')
+        (doubt,) = report.doubts(pd.concat([short, rows("a", "square", 30, epsilon=0.2)]))
+        assert "nothing but one step or random search (PGD and Square) was tried" in doubt
+        lost = rows("a", "ddn", 0, norm="l2", distance=1.0).assign(success=np.arange(N) >= 3)
+        (doubt,) = report.doubts(lost)
+        assert "“a”, DDN found nothing for 3 of 40 images, although it may go any distance" in doubt
+        assert report.doubts(lost.assign(success=np.arange(N) >= 1)) == []
         itself = [rows("a", "pgd", 30, epsilon=0.2), rows("a", "pgd", 10, epsilon=0.2, source="a")]
         assert report.doubts(pd.concat(itself)) == []
         for distance, fixed, kept, weaker, stronger in (

@@ -19,6 +19,7 @@ from defendpp import attacks, binarisation
 from defendpp.attacks import AttackResult, Prepared
 from defendpp.attacks.engine import attacking, cross_entropy, gradient_pass, margin
 from defendpp.attacks.gradient_sign import Norm
+from defendpp.records import accuracy
 
 Images = Float[Tensor, "batch *shape"]
 Labels = Int[Tensor, " batch"]
@@ -58,24 +59,31 @@ def check(
 
     attack: what the robust accuracy was measured with, by default `attacks.pgd` on the margin. steps: of the attack;
     the check of convergence doubles them. others: other classifiers for the same images, for the transfer check; an
-    undefended network of the same architecture is the usual one. queries: of Square. Images that the model gets wrong
-    are left out. A check that has nothing to go by is "not judged", and says why. The model is left as found.
+    undefended network of the same architecture is the usual one. queries: of Square. The attack is tried on the images
+    that the model gets right. A check that has nothing to go by is "not judged", and says why. The model is left as
+    found.
 
-    Raises `ValueError` where the model gets no image right.
+    Raises `ValueError` where there are no images.
     """
-    with attacking(model, images, labels) as (classify, clean, y), torch.no_grad():
-        correct = classify(clean).argmax(1) == y
-    if not correct.any():
-        raise ValueError(f"the model gets none of the {len(labels)} images right, so there is nothing to check")
-    images, labels = images[correct], labels[correct]
-    attack = attack or partial(attacks.pgd, norm=norm, loss="margin")
-    tried = _Trial(model, images, labels, epsilon, norm, attack, steps, seed, others, queries)
+    if not len(images):
+        raise ValueError("there are no images to check on")
     found = [
         _judged("evaluation mode", lambda: evaluation_mode(model.original if isinstance(model, Prepared) else model)),
         _judged("logits", lambda: logits(model, images)),
         _judged("deterministic", lambda: deterministic(model, images)),
-        _judged("gradients", lambda: gradients(model, images, labels)),
     ]
+    with attacking(model, images, labels) as (classify, clean, y), torch.no_grad():
+        outputs = classify(clean)
+        correct = outputs.argmax(1) == y
+    chance = _judged("better than chance", lambda: better_than_chance(correct, outputs.shape[1]))
+    found.append(chance)
+    if chance.verdict == "failed":
+        why = "what a model withstands that does no better than chance says nothing"
+        return [*found, *(Check(name, "not judged", why) for name in ("gradients", *BY_GRADIENT))]
+    images, labels = images[correct], labels[correct]
+    attack = attack or partial(attacks.pgd, norm=norm, loss="margin")
+    tried = _Trial(model, images, labels, epsilon, norm, attack, steps, seed, others, queries)
+    found.append(_judged("gradients", lambda: gradients(model, images, labels)))
     if found[-1].verdict == "failed":
         why = "the model gives no useful gradients, so attacks that follow them say nothing"
         return [*found, *(Check(name, "not judged", why) for name in BY_GRADIENT)]
@@ -131,6 +139,15 @@ def deterministic(model: nn.Module, images: Images) -> str:
     if not change <= 1e-4:
         raise Complaint(f"two passes over the same images differ by up to {change:.2g} of the logits' norm")
     return "two passes over the same images agree"
+
+
+def better_than_chance(correct: Bool[Tensor, " batch"], classes: int) -> str:
+    """Whether more images are right than a guess would get, by the 95 % interval of their share."""
+    right = accuracy(correct.cpu().numpy())
+    text = f"{right} of {right.n} images are right without an attack"
+    if right.low <= 1 / classes:
+        raise Complaint(f"{text}, which is not shown to be better than chance among {classes} classes")
+    return text
 
 
 def gradients(model: nn.Module, images: Images, labels: Labels) -> str:

@@ -1,6 +1,8 @@
 """The command line: parse, build, call. Heavy imports wait until a command runs, so that help comes at once."""
 
+import itertools
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +19,8 @@ from defendpp.progress import bar
 from defendpp.recipe import Recipe
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from defendpp.data import Images
     from defendpp.runs import Run
     from defendpp.study import Place
@@ -103,7 +107,9 @@ def train(
     if len(loaded.test):
         network = evaluation.network(run.name, run.classifier)
         clean = evaluation.clean_records(network, loaded.test, data=recipe.data)
-        print(f"clean test accuracy {records.accuracy(clean['correct'].to_numpy())} of {len(clean)} images")
+        right = records.accuracy(clean["correct"].to_numpy())
+        hint = ", which is not shown to be better than chance" * (right.low <= 1 / len(run.classes))
+        print(f"clean test accuracy {right} of {len(clean)} images{hint}")
     print(f"saved in {output}")
 
 
@@ -240,16 +246,20 @@ def evaluate(
             )  # fmt: skip
         if share[0] > 0:
             return
-    shown_before = set(_about(output).get("records", []))
+    shown_before = _about(output)
     with bar() as progress:
         evaluation.evaluate_runs(
             trained, chosen, split, output, data=about, source=origin, sets=sets,
             shown=(main or chosen)[-1], seed=seed, device=_device(device), progress=progress,
         )  # fmt: skip
-    _show(output, output / "report.html", command=" ".join(["defendpp", *sys.argv[1:]]))
-    if other := len(shown_before - set(_about(output)["records"])):
-        files = f"{other} file{'s' * (other > 1)} of records"
-        print(f"The page is of this evaluation: of an earlier one, {files} stay in {output}.")
+    page = output / "report.html"
+    if page.exists() and not set(shown_before.get("records", [])) <= set(_about(output)["records"]):
+        earlier = next(path for n in itertools.count(1) if not (path := output / f"report-{n}.html").exists())
+        page.rename(earlier)
+        print(
+            f"The page of an earlier evaluation in {output} is {earlier.name} now; what follows is of this one alone."
+        )
+    _show(output, page, command=" ".join(["defendpp", *sys.argv[1:]]))
 
 
 def report(evaluation: Positional[Path], output: Path | None = None, overwrite: bool = False) -> None:
@@ -353,8 +363,6 @@ def certify(
         seed: Of the noise.
         device: auto, cpu, cuda, ...
     """
-    from rich.console import Console
-
     from defendpp import evaluation, report, runs
     from defendpp.certify import certified_radius, lower_bound
 
@@ -369,9 +377,9 @@ def certify(
             alpha=alpha, data=data or trained.recipe.data, scale=trained.recipe.scale, seed=seed,
             device=_device(device), progress=progress,
         )  # fmt: skip
-    Console().print(report.table(made))
+    _print_whole(report.table(made))
     furthest = certified_radius(lower_bound(samples, samples, alpha), deviation)
-    print(f"{samples} copies can show no radius above {furthest:.2f}, were all of one class")
+    print(f"sigma {deviation:g}, alpha {alpha:g}; {samples} copies can show no radius above {furthest:.2f}")
     print(f"saved in {output}")
 
 
@@ -455,15 +463,20 @@ def _print_reproduced(name: str, scale: Literal["cpu", "paper"], place: "Place")
 
     from defendpp import study, study_report
 
-    console = Console()
     if name not in study.TABLES:
-        console.print(study_report.write_figure(name, scale, place))
+        Console().print(study_report.write_figure(name, scale, place))
         return
-    table = study_report.write_table(name, scale, place)
-    # a line that the terminal breaks is better than a number that lost its last digits
+    _print_whole(study_report.write_table(name, scale, place))
+    print(f"{place.results / name}.md")
+
+
+def _print_whole(table: "RenderableType") -> None:
+    """However narrow the terminal: a line that it breaks is better than a number that lost its last digits."""
+    from rich.console import Console
+
+    console = Console()
     width = max(console.width, console.measure(table, options=console.options.update(width=1000)).maximum)
     Console(width=width).print(table)
-    print(f"{place.results / name}.md")
 
 
 def _writable(*folders: Path) -> None:
@@ -497,7 +510,11 @@ def main(arguments: list[str] | None = None) -> None:
             args=arguments,
         )
     except KeyboardInterrupt:
-        sys.exit("defendpp: interrupted; the same command goes on where it was")
+        print("defendpp: interrupted; the same command goes on where it was", file=sys.stderr)
+        sys.exit(130)  # as shells have it, so that scripts can tell it from a failure
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as problem:
         sys.exit(f"defendpp: {' '.join(str(problem).split())}")
 
@@ -622,8 +639,6 @@ def _about(folder: Path) -> dict[str, Any]:
 
 def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bool = True) -> None:
     """Print the table of the evaluation in `folder` and write its page."""
-    from rich.console import Console
-
     from defendpp import records, report
 
     about = _about(folder)
@@ -647,7 +662,7 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
         checks=about.get("checks"),
     )
     report.write_html(text, page, overwrite=overwrite)
-    Console().print(report.table(made, budgets))
+    _print_whole(report.table(made, budgets))
     sentences = (*report.doubts(made), *report.believed(about.get("checks", {})))
     for sentence in sentences if about else (*sentences, *UNFINISHED.values()):
         print(sentence)

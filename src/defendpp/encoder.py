@@ -206,9 +206,11 @@ def _probe(
     """(channel, height, width) of the last output of each named submodule, in the order in which they finish.
 
     Outputs of a global pooling and what follows it belong to the head or, where maps of the former size come back, to a
-    gate such as squeeze-and-excitation: neither is part of the pyramid.
+    gate such as squeeze-and-excitation: neither is part of the pyramid. Nor are maps of class scores, whose mean over
+    the pixels is the logits, and what has their shape.
     """
     shapes: dict[str, tuple[int, int, int]] = {}
+    means: dict[str, Tensor] = {}
     pooled_from = 0  # pixels of the map that went into the last adaptive pooling; 0 outside heads and gates
 
     def listen(name: str) -> Any:
@@ -223,25 +225,31 @@ def _probe(
                 pooled_from = 0
                 shapes.pop(name, None)  # a module that runs twice counts where it ran last
                 shapes[name] = (channels, height, width)
+                means[name] = output.mean((2, 3))
 
         return note
 
     handles = [classifier.get_submodule(name).register_forward_hook(listen(name)) for name in names]
     try:
-        _blank_pass(classifier, image_shape)
+        logits = _blank_pass(classifier, image_shape)
     finally:
         for handle in handles:
             handle.remove()
-    return shapes
+    scores = {shapes[name] for name, mean in means.items() if _are_equal(mean, logits)}
+    return {name: shape for name, shape in shapes.items() if shape not in scores}
+
+
+def _are_equal(a: Tensor, b: Any) -> bool:
+    return isinstance(b, Tensor) and a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
 @torch.no_grad()
-def _blank_pass(classifier: nn.Module, image_shape: tuple[int, int, int]) -> None:
-    """One forward pass of a black image in eval mode; the modules' modes are left as found."""
+def _blank_pass(classifier: nn.Module, image_shape: tuple[int, int, int]) -> Any:
+    """What comes of a black image in eval mode; the modules' modes are left as found."""
     modes = {module: module.training for module in classifier.modules()}
     parameter = next(classifier.parameters(), torch.zeros(()))
     try:
-        classifier.eval()(torch.zeros(1, *image_shape, dtype=parameter.dtype, device=parameter.device))
+        return classifier.eval()(torch.zeros(1, *image_shape, dtype=parameter.dtype, device=parameter.device))
     finally:
         for module, training in modes.items():
             module.training = training

@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -409,6 +410,7 @@ def measure(
     for each in networks:
         files.append(_record_file(folder, each, about, scale))
         if not files[-1].exists():
+            _warn_of_probabilities(each, split, device)
             records.write(
                 clean_records(each, split, data=data, split_name=split_name, scale=scale, device=device), files[-1]
             )
@@ -425,6 +427,15 @@ def measure(
                 records.write(frames.pop(each.id), job.files[each.id])
         files += job.files.values()
     return files
+
+
+def _warn_of_probabilities(each: Network, split: Images, device: str | None) -> None:
+    images, _ = split.batch(range(min(8, len(split))))
+    place = _device(each.model, device)
+    try:
+        checks.logits(each.model.to(place), images.to(place))
+    except checks.Complaint as complaint:
+        warnings.warn(f"{each.name}: {complaint}; attacks on it fail for the wrong reason", stacklevel=3)
 
 
 def make_sets(
@@ -635,15 +646,11 @@ def _checked(
             progress(f"checks of {each.name}", 0, 1)
         place = home(each.model)
         images, labels = (tensor.to(place) for tensor in split.batch(range(len(split))))
-        if (predictions(each.model, images) == labels.cpu()).any():
-            found = checks.check(
-                prepare(followed, images[:8]), images, labels, epsilon=epsilon,
-                norm="l2" if norm == "l2" else "linf", seed=seed,
-                others=[*other_ways, *([stand_ins(other.model.to(place))[0]] if other else [])],
-            )  # fmt: skip
-        else:
-            why = f"the model gets none of the {len(labels)} images right, so there is nothing to check"
-            found = [checks.Check("any check", "not judged", why)]
+        found = checks.check(
+            prepare(followed, images[:8]), images, labels, epsilon=epsilon,
+            norm="l2" if norm == "l2" else "linf", seed=seed,
+            others=[*other_ways, *([stand_ins(other.model.to(place))[0]] if other else [])],
+        )  # fmt: skip
         text = json.dumps([asdict(check) for check in found], indent=2) + "\n"
         write_whole(path, lambda partial: partial.write_text(text))
     read: list[dict[str, str]] = json.loads(path.read_text())

@@ -247,33 +247,34 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
         names = " or ".join(question.nearest)
         told.append(f"L2 that {names} needs, median of the paired differences: {'; '.join(map(str, shifts))}")
     seeds, planned = (min(getattr(each, name) for each in present) for name in ("seeds", "planned"))
-    return Answer((a, b), _verdict(present, len(judged), shifts), "; ".join(told), seeds, planned)
+    return Answer((a, b), _verdict(judged, shifts), "; ".join(told), seeds, planned)
 
 
-def _verdict(found: Sequence[Contrast], wanted: int, shifts: Sequence[records.Shift]) -> str:
-    signs = [each.sign for each in found if each.best > FLOOR]
-    which = "here" if len(signs) == len(found) else "that leaves images right"
-    told = _told(signs, wanted, which if len(found) == wanted else f"of the {len(found)} of {wanted} measured")
-    if not signs and shifts:
-        ways = {1 if each.low > 0 else -1 if each.high < 0 else 0 for each in shifts}
-        told += ", and an attack in L2 must go "
-        told += "farther" if ways == {1} else "less far" if ways == {-1} else "about as far"
-    return told
+def _verdict(judged: Mapping[str, Contrast | None], shifts: Sequence[records.Shift]) -> str:
+    """What the contrasts amount to, with the names of the columns where there are several."""
+    found = {name: each for name, each in judged.items() if each is not None}
+    kept = {name: each.sign for name, each in found.items() if each.best > FLOOR}
+    if not kept:
+        told = "neither withstands"
+        if shifts:
+            ways = {1 if each.low > 0 else -1 if each.high < 0 else 0 for each in shifts}
+            told += ", and an attack in L2 must go "
+            told += "farther" if ways == {1} else "less far" if ways == {-1} else "about as far"
+    elif set(kept.values()) == {0}:
+        told = "no difference that these measurements can tell from chance"
+    else:
+        parts = [_under(word, kept, sign, len(judged)) for word, sign in SIGNS.items() if sign in kept.values()]
+        told = "; ".join([*parts, *[f"neither withstands {name}" for name in found if name not in kept]])
+    missing = [name for name in judged if name not in found]
+    return told + f" (not measured yet: {' and '.join(missing)})" * bool(missing)
 
 
-def _told(signs: Sequence[int], wanted: int, which: str) -> str:
-    every, some = ("", "") if wanted == 1 else (f" under every attack {which}", " under some attacks")
-    if not signs:
-        return "neither withstands"
-    if set(signs) == {1}:
-        return f"higher{every}"
-    if set(signs) == {-1}:
-        return f"lower{every}"
-    if set(signs) == {0}:
-        return "no difference that these measurements can tell from chance"
-    if 1 in signs and -1 in signs:
-        return "higher under some attacks and lower under others"
-    return f"{'higher' if 1 in signs else 'lower'}{some}, no clear difference under others"
+SIGNS = {"higher": 1, "lower": -1, "no clear difference": 0}
+
+
+def _under(word: str, signs: Mapping[str, int], wanted: int, columns: int) -> str:
+    names = [name for name, sign in signs.items() if sign == wanted]
+    return word if columns == 1 else f"{word} under {' and '.join(names)}"
 
 
 def _reported(question: Question, a: str, b: str, column: str) -> str:

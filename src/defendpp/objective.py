@@ -170,6 +170,9 @@ class Defend(nn.Module):
         super().__init__()
         if not weights or any(not weight >= 0 for weight in weights):
             raise ValueError(f"the weights of the scales must be at least 0, not {tuple(weights)}")
+        for name, value in {"noise": noise, "agreement": agreement, "bottleneck": bottleneck}.items():
+            if not value >= 0:
+                raise ValueError(f"{name} must be at least 0, not {value}")
         self.auto_encoder = auto_encoder
         self.shared = tuple(shared)
         self.weights = tuple(weights)

@@ -142,6 +142,8 @@ class Recipe:
         for name in ("noise", "full_scale_weight", "scale_weight", "momentum", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.noise > 2:
+            raise ValueError(f"noise is in pixel units of [0, 1], not {self.noise:g}: {self.noise:g}/255?")
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2, because of batch normalisation, not {self.batch_size}")
         if self.clip_norm is not None and not self.clip_norm > 0:

@@ -46,6 +46,8 @@ ATTACK_NAMES = {
     "pixel_flips": "Pixel flips",
     "smoothing": "Smoothing",
 }
+MINIMAL = ("carlini_wagner", "ddn", "minimal_pgd")
+"""Attacks without a budget."""
 NORM_NAMES = {"linf": "L∞", "l2": "L2"}
 MISSING = "–"
 
@@ -332,7 +334,10 @@ def _transfer(fixed: pd.DataFrame, networks: list[str], control: str) -> list[st
 
 
 def believed(checks: Mapping[str, Sequence[Mapping[str, str]]]) -> list[str]:
-    """What `defendpp.checks` found of each network, by name, a sentence each; one that failed is a doubt."""
+    """What `defendpp.checks` found of each network, by name, a sentence each; one that failed is a doubt.
+
+    The checks have a PGD of their own: they tell of the network, and not of the attacks that were chosen.
+    """
     said = []
     for network, found in checks.items():
         failed, open_, passed = (
@@ -340,10 +345,15 @@ def believed(checks: Mapping[str, Sequence[Mapping[str, str]]]) -> list[str]:
         )
         if failed:
             reasons = "; ".join(f"“{each['name']}”: {each['detail']}" for each in failed)
-            said.append(f"Doubt: on “{network}” {len(failed)} of {len(found)} checks of the attack fail: {reasons}.")
+            said.append(
+                f"Doubt: on “{network}” {len(failed)} of {len(found)} checks, with a PGD of their own, fail: {reasons}."
+            )
         else:
             rest = "; ".join(f"“{each['name']}” was not judged: {each['detail']}" for each in open_)
-            said.append(f"“{network}” passes {len(passed)} of {len(found)} checks of the attack{rest and '; ' + rest}.")
+            said.append(
+                f"“{network}” passes {len(passed)} of {len(found)} checks, with a PGD of their own"
+                f"{rest and '; ' + rest}."
+            )
     return said
 
 
@@ -352,8 +362,9 @@ def doubts(records: pd.DataFrame) -> list[str]:
 
     At the same budget, an attack through the network's own gradients must not leave more images right than another one,
     nor than images made on another network; one step, and search without gradients, may. A minimal-norm attack is taken
-    at every budget of its norm that another attack had. Where the 95 % interval of a difference in the wrong direction
-    excludes 0, the largest is reported; so are budgets at which one step was all.
+    at every budget of its norm that another attack had, and must reach every image. Where the 95 % interval of a
+    difference in the wrong direction excludes 0, the largest is reported; so are budgets at which one step or search
+    was all.
     Before that: networks that are not shown to be better than chance on clean images, with as many classes as the
     labels have.
     """
@@ -382,17 +393,20 @@ def doubts(records: pd.DataFrame) -> list[str]:
                 f"images right than {stronger} ({gain}): it was too weak, and its number is too high."
             )
     for (name, norm_, size), rows in white.groupby(["network", "norm", "epsilon"], sort=False):
-        if set(rows["attack"]) == {"fgsm"}:
+        attacks = rows.drop_duplicates(["attack", "settings"])
+        if all(_is_weak(str(one), str(how)) for one, how in zip(attacks["attack"], attacks["settings"], strict=True)):
+            tried = " and ".join(dict.fromkeys(_name(str(one)) for one in attacks["attack"]))
             found.append(
-                f"Doubt: on “{name}”, nothing but one step of FGSM was tried at {NORM_NAMES[str(norm_)]} ≤ "
-                f"{cast('float', size):g}: what withstands it says nothing of stronger attacks."
+                f"Doubt: on “{name}”, nothing but one step or random search ({tried}) was tried at "
+                f"{NORM_NAMES[str(norm_)]} ≤ {cast('float', size):g}: what withstands it says nothing of stronger "
+                "attacks."
             )
+    found += _failed_of_any_size(records)
     n = len(compared)
     if n and not found:
         found = [
-            f"No attack was shown to be too weak: in {n} paired comparison{'s' * (n > 1)} at the same budget, neither "
-            "another attack nor transferred images did better, beyond chance, than one through the network's own "
-            "gradients."
+            f"In {n} paired comparison{'s' * (n > 1)} at the same budget, neither another attack nor transferred "
+            "images did better, beyond chance, than one through the network's own gradients."
         ]
     return [*_at_chance(records), *found]
 
@@ -405,6 +419,28 @@ def _minimal_at_budgets(records: pd.DataFrame) -> list[pd.DataFrame]:
         budgets = white.loc[(white["network"] == network) & (white["norm"] == norm), "epsilon"].dropna().unique()
         made += [rows.assign(epsilon=budget, correct=rec.reach(rows) > budget) for budget in budgets]
     return made
+
+
+def _is_weak(attack: str, settings: str) -> bool:
+    """Whether what an attack leaves right tells nothing by itself: one step, or search without gradients."""
+    return attack in ("fgsm", "square") or json.loads(settings or "{}").get("steps") == 1
+
+
+def _failed_of_any_size(records: pd.DataFrame) -> list[str]:
+    """Minimal-norm attacks that found nothing on the network itself, although they may go as far as they like."""
+    runs = records[(records["knowledge"] == "white-box") & records["attack"].isin(MINIMAL)]
+    runs = runs[runs["clean_prediction"] == runs["label"]]
+    found = []
+    for (network, attack), rows in runs.drop_duplicates(["network", "attack", "image"]).groupby(
+        ["network", "attack"], sort=False
+    ):
+        failed = int((~rows["success"]).sum())
+        if failed > max(1, 0.02 * len(rows)):
+            found.append(
+                f"Doubt: on “{network}”, {_name(str(attack))} found nothing for {failed} of {len(rows)} images, "
+                "although it may go any distance: it failed there, and its distance is too large."
+            )
+    return found
 
 
 def _right(run: pd.DataFrame) -> "pd.Series[bool]":

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from defendpp import attacks
 from defendpp.attacks import AttackResult
-from defendpp.attacks.engine import attacking, recheck
+from defendpp.attacks.engine import attacking, check_norm, recheck
 from defendpp.attacks.gradient_sign import Norm
 
 NOT_COUNTED = 0
@@ -237,7 +237,8 @@ def _fixed(
 
 
 def check_budget(name: str, norm: str, epsilon: float, settings: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for a budget that is none, and for steps or restarts below 1 in `settings`."""
+    """Raise `ValueError` for a norm or a budget that is none, and for steps or restarts below 1 in `settings`."""
+    check_norm(norm)
     if not 0 <= epsilon < float("inf"):
         raise ValueError(f"epsilon must be at least 0 and finite, in pixel units of [0, 1], not {epsilon}")
     if norm == "linf" and epsilon > 1:

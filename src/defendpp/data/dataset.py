@@ -41,6 +41,10 @@ class Data:
     test: Images
     classes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{len(getattr(self, part))} {part}" for part in ("train", "validation", "test"))
+        return f"<{self.name}: {parts}, {len(self.classes)} classes>"
+
     @property
     def channels(self) -> int:
         """1 (gray) or 3 (RGB)."""
