@@ -330,6 +330,7 @@ def test_runs_of_one_name_are_told_apart_by_their_folders(
 def test_an_accelerator_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = fails(capsys, "train", "--output", tmp_path / "run", *TINY[:-2], "--accelerator", "mps")
     assert "accelerator 'mps' cannot be used here" in message
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_whose_images_changed_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -430,7 +430,9 @@ def reproduce(
     place = Place(kept.absolute(), work.absolute())
     failed: RuntimeError | None = None
     if show and not place.results.is_dir():
-        raise ValueError(f"there is nothing to show: {place.results} is no folder")
+        raise ValueError(
+            f"there is nothing to show: {place.results} is no folder; the records lie in the project's repository"
+        )
     if not show:
         from defendpp import schedule  # takes seconds to import, and so only here
         from defendpp.reproduce import check_data

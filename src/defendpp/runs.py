@@ -39,6 +39,7 @@ from defendpp.training import (
     LearningRate,
     Phase,
     alternating,
+    check_accelerator,
     fit,
     is_main_process,
     joint,
@@ -180,6 +181,7 @@ def train(
         "data_digest": test_digest,
     }
     _check_folder(folder, heading)
+    check_accelerator(accelerator)
     classifier = build_classifier(recipe, len(data.classes), image_shape, start)
     objective = build_objective(recipe, classifier, image_shape)
     if attacked_run is not None:

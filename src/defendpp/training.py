@@ -233,6 +233,12 @@ def is_main_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
+def check_accelerator(name: str) -> None:
+    """Raise `ValueError` where this machine has no such accelerator, as `fit` would."""
+    with _quiet():
+        _trainer(accelerator=name, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+
+
 def _trainer(**settings: Any) -> lightning.Trainer:
     try:
         return lightning.Trainer(**settings)
