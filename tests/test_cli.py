@@ -379,7 +379,7 @@ def test_reproduce_refuses_a_table_that_is_not_there(tmp_path: Path, capsys: pyt
     assert message.endswith("workers must be at least 1, not 0")
     assert "name at least one of table1" in fails(capsys, "reproduce", "--results", tmp_path / "r")
     message = fails(capsys, "reproduce", "table1", "--show", "--results", tmp_path / "r")
-    assert message.endswith(f"there is nothing to show: {tmp_path / 'r'} is no folder")
+    assert f"there is nothing to show: {tmp_path / 'r'} is no folder; " in message
     assert not list(tmp_path.iterdir())
 
 
