@@ -244,13 +244,24 @@ def test_bad_input_to_evaluate_is_one_sentence(
 
 
 def test_the_report_of_an_interrupted_evaluation_says_so(
-    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("evaluate", runs["plain"], "--attacks", "fgsm", "--images", "4", "--output", tmp_path / "e")
     assert "interrupted" not in capsys.readouterr().out
     run("evaluate", runs["plain"], "--attacks", "bim", "--steps", "1", "--images", "4", "--output", tmp_path / "e")
     assert "is report-1.html now" in capsys.readouterr().out
     assert "FGSM" in (tmp_path / "e" / "report-1.html").read_text()
+    told: list[int] = []
+
+    def overlooked(made: pd.DataFrame, others: pd.DataFrame, budgets: dict[str, float]) -> list[str]:
+        told.append(set(made["attack"]) == {"none", "bim"} and set(others["attack"]) == {"fgsm"})
+        return ["Doubt: a stronger one."]
+
+    monkeypatch.setattr(report, "overlooked", overlooked)
+    run("report", tmp_path / "e")
+    assert told == [True]
+    assert "Doubt: a stronger one." in capsys.readouterr().out
+    assert "a stronger one." in (tmp_path / "e" / "report.html").read_text()
     (tmp_path / "e" / "evaluation.json").unlink()  # written last
     run("report", tmp_path / "e")
     assert "if `defendpp evaluate` was interrupted, networks or attacks are missing" in capsys.readouterr().out

@@ -267,6 +267,21 @@ class TestHeadlines:
         assert not report.doubts(pd.concat(chance))[0].startswith("Doubt")
 
 
+def test_other_records_that_leave_fewer_right_are_told_of() -> None:
+    shown = pd.concat([rows("a", "none", N), rows("a", "fgsm", 30, epsilon=0.2), rows("b", "fgsm", 30, epsilon=0.2)])
+    stronger = rows("a", "pgd", 10, epsilon=0.2)
+    (told,) = report.overlooked(shown, pd.concat([stronger, rows("b", "pgd", 35, epsilon=0.2)]), BUDGETS)
+    assert "leave “a” 25.0 % [" in told
+    assert "at L∞ ≤ 0.2, where those shown leave 75.0 %" in told
+    for harmless in (
+        rows("a", "pgd", 10, epsilon=0.3),
+        rows("c", "pgd", 10, epsilon=0.2),
+        stronger.assign(data="letters"),
+        stronger.assign(image=stronger["image"] + N),
+    ):
+        assert report.overlooked(shown, harmless, BUDGETS) == []
+
+
 def pictures(n: int = 3, channels: int = 1) -> dict[str, NDArray[Any]]:
     generator = np.random.default_rng(0)
     clean = generator.uniform(0.25, 0.75, size=(n, channels, 6, 5)).astype(np.float32)

@@ -641,6 +641,8 @@ def _about(folder: Path) -> dict[str, Any]:
 
 def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bool = True) -> None:
     """Print the table of the evaluation in `folder` and write its page."""
+    import pandas as pd
+
     from defendpp import records, report
 
     about = _about(folder)
@@ -653,6 +655,9 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
         for name, id_ in made[["network", "network_id"]].drop_duplicates().itertuples(index=False)
         if (path := folder / "pictures" / f"{id_}.npz").is_file()
     }
+    others = [path for path in (folder / "records").glob("*.parquet") if about and path not in files]
+    beside = report.overlooked(made, pd.concat(map(records.read, others)), budgets) if others else []
+    notes |= {"Doubt": " ".join(beside).removeprefix("Doubt: ")} if beside else {}
     text = report.html(
         made,
         pictures,
@@ -665,7 +670,7 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
     )
     report.write_html(text, page, overwrite=overwrite)
     _print_whole(report.table(made, budgets))
-    sentences = (*report.doubts(made), *report.believed(about.get("checks", {})))
+    sentences = (*report.doubts(made), *beside, *report.believed(about.get("checks", {})))
     for sentence in sentences if about else (*sentences, *UNFINISHED.values()):
         print(sentence)
     print(f"\nThe whole report: {page.resolve()}")

@@ -411,6 +411,27 @@ def doubts(records: pd.DataFrame) -> list[str]:
     return [*_at_chance(records), *found]
 
 
+def overlooked(records: pd.DataFrame, others: pd.DataFrame, budgets: Mapping[str, float]) -> list[str]:
+    """Where `others`, records that a page does not show, leave fewer of the same images right than those it shows."""
+    found = []
+    for network_id, shown in records.groupby("network_id", sort=False):
+        same = ["data", "split"]
+        more = others[others["network_id"] == network_id].merge(shown[same].drop_duplicates(), on=same)
+        together = pd.concat([shown, more]).drop_duplicates(rec.KEY)
+        for norm, budget in budgets.items():
+            try:
+                here, everywhere = (rec.worst_case(each, norm=norm, budget=budget) for each in (shown, together))
+            except ValueError:  # not attacked in this norm, or never on the same images
+                continue
+            right, left = (rec.accuracy(each[everywhere.index].to_numpy()) for each in (here, everywhere))
+            if left.correct < right.correct:
+                found.append(
+                    f"Doubt: other records beside these leave “{shown['network'].iloc[0]}” {left} of n = {left.n} "
+                    f"images at {NORM_NAMES[norm]} ≤ {budget:g}, where those shown leave {right}."
+                )
+    return found
+
+
 def _minimal_at_budgets(records: pd.DataFrame) -> list[pd.DataFrame]:
     """What each white-box minimal-norm run leaves right within each budget that the network met in its norm."""
     white = records[records["knowledge"] == "white-box"]
