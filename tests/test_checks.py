@@ -251,14 +251,42 @@ def test_a_prepared_models_own_mode_is_checked() -> None:
     assert "evaluation mode" in [each.name for each in failed(attacks.prepare(model.train(), IMAGES[:4]))]
 
 
-@pytest.mark.parametrize("right", [0, 28])
+@pytest.mark.parametrize("right", [0, 25])
 def test_a_model_no_better_than_chance(right: int) -> None:
     labels = (torch.arange(50) >= right).long()
-    found = check(honest(), IMAGES, labels, epsilon=EPSILON)
+    found = check(honest(), IMAGES, labels, epsilon=EPSILON, others=[honest(0.04)])
     (only,) = [each for each in found if each.verdict == "failed"]
     assert only.name == "better than chance"
     assert f"{100 * right / 50:.1f} %" in only.detail
-    assert {each.verdict for each in found if each.name in BY_GRADIENT} == {"not judged"}
+    assert {each.verdict for each in found if each.name in BY_GRADIENT} == {"passed" if right else "not judged"}
+
+
+@pytest.mark.parametrize(("n", "right"), [(3, 3), (50, 28)])
+def test_few_images_do_not_tell_a_model_from_chance(n: int, right: int) -> None:
+    labels = (torch.arange(n) >= right).long()
+    found = {each.name: each for each in check(honest(), IMAGES[:n], labels, epsilon=EPSILON)}
+    assert found["better than chance"].verdict == "not judged"
+    assert "too few to tell it from chance among 2 classes" in found["better than chance"].detail
+    assert found["converged"].verdict == "passed"
+
+
+def test_another_gradient_of_the_same_model_does_better() -> None:
+    """A threshold that passes the gradient of its middle step only, and one that passes all: the same logits."""
+
+    class Masked(nn.Module):
+        def __init__(self, gain: float) -> None:
+            super().__init__()
+            self.model, self.gain = honest(), gain
+
+        def forward(self, images: Tensor) -> Tensor:
+            turned = images - (1 - self.gain) * (images - images.detach())  # the same, with another gradient
+            logits: Tensor = self.model(turned)
+            return logits
+
+    assert "the right gradient" not in verdicts(honest())
+    assert verdicts(honest(), views=[Masked(1.0)])["the right gradient"] == "passed"
+    found = verdicts(Masked(-1.0), views=[Masked(1.0)])
+    assert found["the right gradient"] == "failed"
 
 
 def test_no_images_are_nothing_to_check() -> None:

@@ -67,10 +67,13 @@ def test_maps_of_class_scores_are_no_part_of_the_pyramid(images: torch.Tensor) -
     torch.manual_seed(0)
     head = nn.Sequential(nn.Conv2d(16, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     network = nn.Sequential(*list(small_network())[:3], head)
-    with torch.no_grad():
-        head.get_submodule("0").get_parameter("bias").fill_(1.0)
-    channels = [block.channels for block in find_blocks(network, (1, 28, 28))]
-    assert channels == [block.channels for block in find_blocks(small_network(), (1, 28, 28))]
+    for bias in (1.0, -9.0):  # the scores of a black image are all 0 in the end
+        with torch.no_grad():
+            head.get_submodule("0").get_parameter("bias").fill_(bias)
+        assert find_blocks(network, (1, 28, 28)) == find_blocks(small_network(), (1, 28, 28))
+    alone = nn.Sequential(*list(small_network())[:2], nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert [block.name for block in find_blocks(alone, (1, 28, 28))] == ["0", "1"]  # nothing else of 7x7
+    assert [block.name for block in find_blocks(network, (1, 28, 28), ["0", "1", "3.1"])] == ["0", "1", "3.1"]
 
 
 def test_probing_and_tapping_leave_the_classifier_as_it_was(images: torch.Tensor) -> None:

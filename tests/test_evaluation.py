@@ -116,8 +116,8 @@ def test_the_checks_of_a_purifier_try_every_stand_in_for_its_gradient(
 ) -> None:
     seen: list[nn.Module] = []
 
-    def checked(model: Prepared, *_: object, others: list[Purified], **__: object) -> list[checks.Check]:
-        seen.extend([model.original, *others])
+    def checked(model: Prepared, *_: object, views: list[Purified], **__: object) -> list[checks.Check]:
+        seen.extend([model.original, *views])
         return []
 
     monkeypatch.setattr(checks, "check", checked)

@@ -122,6 +122,11 @@ def test_where_hardly_an_image_is_left_nothing_is_told(place: Place) -> None:
         store(other, first(10), place)
     (text,) = map(str, answers(Question("?", "table2", (("ours", OTHER),), "white-box", ("BIM", "PGD")), "cpu", place))
     assert "**higher under PGD; neither withstands BIM**" in text
+    for number, (job, other) in enumerate(zip(white_boxes("ours", "fgsm"), white_boxes("none", "fgsm"), strict=True)):
+        store(job, first(50 + number % 2), place)
+        store(other, first(50), place)
+    (text,) = map(str, answers(Question("?", "table2", (("ours", OTHER),), "white-box", ("BIM", "FGSM")), "cpu", place))
+    assert "**no difference that these measurements can tell from chance; neither withstands BIM**" in text
 
 
 def test_how_much_farther_the_nearer_attack_goes(place: Place) -> None:

@@ -35,6 +35,10 @@ def test_a_name_is_as_good_as_a_folder(
     small = ["--width", "4", "--epochs", "1", "--training-images", "64", "--batch-size", "32"]
     cli.main(["train", *small, "--start", "tiny", "--output", "tuned"])
     assert load_run("tuned").recipe.start == "tiny"
+    other = ["--width", "4", "--epochs", "1", "--training-images", "64", "--batch-size", "32", "--seed", "5"]
+    cli.main(["train", *other, "--output", "runs/tiny"])  # one of the user's own beside the new run comes first
+    cli.main(["train", *other, "--pretrained", "--epochs", "0", "--start", "tiny", "--output", "runs/copy"])
+    assert load_run("runs/copy").id == load_run("runs/tiny").id
     with pytest.raises(FileNotFoundError, match=r"no run in other: .*, and published networks are tiny"):
         load_run("other")
     shutil.copytree(trained, tmp_path / "tiny")  # a folder of the user's own comes first

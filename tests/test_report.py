@@ -271,8 +271,14 @@ def test_other_records_that_leave_fewer_right_are_told_of() -> None:
     shown = pd.concat([rows("a", "none", N), rows("a", "fgsm", 30, epsilon=0.2), rows("b", "fgsm", 30, epsilon=0.2)])
     stronger = rows("a", "pgd", 10, epsilon=0.2)
     (told,) = report.overlooked(shown, pd.concat([stronger, rows("b", "pgd", 35, epsilon=0.2)]), BUDGETS)
-    assert "leave “a” 25.0 % [" in told
+    assert "leave “a” at most 25.0 % [" in told
     assert "at L∞ ≤ 0.2, where those shown leave 75.0 %" in told
+    trial = rows("a", "bim", 0, epsilon=0.2).head(3)  # of few images; another seed; more images
+    reseeded = rows("a", "fgsm", 10, epsilon=0.2).assign(seed=4)
+    more = stronger.assign(image=stronger["image"] + 5)
+    assert report.overlooked(shown, pd.concat([stronger, trial]), BUDGETS)[0].count("at most 17.5 %") == 1
+    assert "at most 25.0 %" in report.overlooked(shown, reseeded, BUDGETS)[0]
+    assert "at most 37.5 %" in report.overlooked(shown.head(N + N), more, BUDGETS)[0]
     for harmless in (
         rows("a", "pgd", 10, epsilon=0.3),
         rows("c", "pgd", 10, epsilon=0.2),

@@ -52,6 +52,7 @@ def check(
     attack: Attack | None = None,
     steps: int = 40,
     others: Sequence[nn.Module] = (),
+    views: Sequence[nn.Module] = (),
     queries: int = 500,
     seed: int = 0,
 ) -> list[Check]:
@@ -59,9 +60,9 @@ def check(
 
     attack: what the robust accuracy was measured with, by default `attacks.pgd` on the margin. steps: of the attack;
     the check of convergence doubles them. others: other classifiers for the same images, for the transfer check; an
-    undefended network of the same architecture is the usual one. queries: of Square. The attack is tried on the images
-    that the model gets right. A check that has nothing to go by is "not judged", and says why. The model is left as
-    found.
+    undefended network of the same architecture is the usual one. views: the same model with other gradients, where its
+    own passes none (`adaptive.stand_ins`); they are one check more. queries: of Square. The attack is tried on what
+    the model gets right. A check that has nothing to go by is "not judged", and says why. The model is left as found.
 
     Raises `ValueError` where there are no images.
     """
@@ -75,19 +76,19 @@ def check(
     with attacking(model, images, labels) as (classify, clean, y), torch.no_grad():
         outputs = classify(clean)
         correct = outputs.argmax(1) == y
-    chance = _judged("better than chance", lambda: better_than_chance(correct, outputs.shape[1]))
-    found.append(chance)
-    if chance.verdict == "failed":
-        why = "what a model withstands that does no better than chance says nothing"
+    found.append(_judged("better than chance", lambda: better_than_chance(correct, outputs.shape[1])))
+    if not correct.any():
+        why = f"the model gets none of the {len(labels)} images right"
         return [*found, *(Check(name, "not judged", why) for name in ("gradients", *BY_GRADIENT))]
     images, labels = images[correct], labels[correct]
     attack = attack or partial(attacks.pgd, norm=norm, loss="margin")
-    tried = _Trial(model, images, labels, epsilon, norm, attack, steps, seed, others, queries)
+    tried = _Trial(model, images, labels, epsilon, norm, attack, steps, seed, others, queries, views)
     found.append(_judged("gradients", lambda: gradients(model, images, labels)))
     if found[-1].verdict == "failed":
         why = "the model gives no useful gradients, so attacks that follow them say nothing"
         return [*found, *(Check(name, "not judged", why) for name in BY_GRADIENT)]
-    return [*found, *(_judged(name, partial(run, tried)) for name, run in BY_GRADIENT.items())]
+    found += [_judged(name, partial(run, tried)) for name, run in BY_GRADIENT.items()]
+    return [*found, _judged("the right gradient", tried.other_gradients)] if views else found
 
 
 class Complaint(Exception):  # noqa: N818 - it is a finding, no error
@@ -142,11 +143,13 @@ def deterministic(model: nn.Module, images: Images) -> str:
 
 
 def better_than_chance(correct: Bool[Tensor, " batch"], classes: int) -> str:
-    """Whether more images are right than a guess would get, by the 95 % interval of their share."""
+    """Whether more images are right than a guess would get; not judged where the 95 % interval leaves that open."""
     right = accuracy(correct.cpu().numpy())
     text = f"{right} of {right.n} images are right without an attack"
+    if right.value <= 1 / classes:
+        raise Complaint(f"{text}: no better than chance among {classes} classes")
     if right.low <= 1 / classes:
-        raise Complaint(f"{text}, which is not shown to be better than chance among {classes} classes")
+        raise NothingToJudgeBy(f"{text}, too few to tell it from chance among {classes} classes")
     return text
 
 
@@ -181,10 +184,11 @@ class _Trial:
         seed: int,
         others: Sequence[nn.Module],
         queries: int,
+        views: Sequence[nn.Module],
     ) -> None:
         self.model, self.images, self.labels = model, images, labels
         self.epsilon, self.norm, self.attack, self.steps, self.seed = epsilon, norm, attack, steps, seed
-        self.others, self.queries = others, queries
+        self.others, self.queries, self.views = others, queries, views
         self.usual: Bool[Tensor, " batch"] | None = None
 
     def run(self, model: nn.Module, epsilon: float, steps: int, restarts: int = 1) -> AttackResult:
@@ -236,7 +240,13 @@ class _Trial:
             made = self.run(other, self.epsilon, self.steps).images
             with attacking(self.model, made, self.labels) as (classify, shown, y), torch.no_grad():
                 broken |= classify(shown, exactly=True).argmax(1) != y
-        return self.compare("what was made on another classifier, or by another gradient,", broken)
+        return self.compare("what was made on another classifier", broken)
+
+    def other_gradients(self) -> str:
+        broken = torch.zeros_like(self.broken())
+        for view in self.views:
+            broken |= self.run(view, self.epsilon, self.steps).success
+        return self.compare("the same attack through another gradient of the same model", broken)
 
     def square(self) -> str:
         if self.norm != "linf" or self.images.ndim != 4:

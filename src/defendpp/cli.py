@@ -1,8 +1,9 @@
 """The command line: parse, build, call. Heavy imports wait until a command runs, so that help comes at once."""
 
-import itertools
+import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -90,7 +91,8 @@ def train(
     recipe.check()
     loaded = data.load(recipe.data, root=data_root, image_size=recipe.image_size, seed=recipe.split_seed)
     used = min(recipe.training_images or len(loaded.train), len(loaded.train))
-    if (left_out := used % min(recipe.batch_size, max(1, used))) > used // 10:
+    used *= 1 if recipe.attacked_run is None else 2  # each image once more, attacked
+    if recipe.epochs and (left_out := used % min(recipe.batch_size, max(1, used))) > used // 10:
         print(f"each epoch leaves out {left_out} of {used} images, which do not fill a batch of {recipe.batch_size}")
     run = runs.train(
         recipe, loaded, output, name=name, execution=execution, accelerator=accelerator, devices=devices, nodes=nodes
@@ -254,11 +256,10 @@ def evaluate(
         )  # fmt: skip
     page = output / "report.html"
     if page.exists() and not set(shown_before.get("records", [])) <= set(_about(output)["records"]):
-        earlier = next(path for n in itertools.count(1) if not (path := output / f"report-{n}.html").exists())
-        page.rename(earlier)
-        print(
-            f"The page of an earlier evaluation in {output} is {earlier.name} now; what follows is of this one alone."
-        )
+        key = hashlib.sha256(json.dumps(shown_before["records"]).encode()).hexdigest()[:12]
+        earlier = page.with_name(f"report-{key}.html")
+        shutil.copyfile(page, earlier)
+        print(f"The page of an earlier evaluation is {earlier} now; what follows is of this one alone.")
     _show(output, page, command=" ".join(["defendpp", *sys.argv[1:]]))
 
 
@@ -289,8 +290,8 @@ def check(
 ) -> None:
     """Look for signs that a robust accuracy cannot be believed. Exits with 1 where a check fails.
 
-    A network behind a purifier is attacked straight through it, and shown what an attack through another stand-in for
-    the purifier's gradient makes.
+    A network behind a purifier is attacked straight through it, and it is checked that another stand-in for the
+    purifier's gradient does no better.
 
     Example: defendpp check runs/hardened --others runs/plain
 
@@ -325,7 +326,8 @@ def check(
         epsilon=epsilon,
         norm=norm,
         steps=steps,
-        others=[*other_ways, *[stand_ins(each.classifier.to(place))[0] for each in surrogates]],
+        others=[stand_ins(each.classifier.to(place))[0] for each in surrogates],
+        views=other_ways,
         seed=seed,
     )
     for each in found:
@@ -657,7 +659,6 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
     }
     others = [path for path in (folder / "records").glob("*.parquet") if about and path not in files]
     beside = report.overlooked(made, pd.concat(map(records.read, others)), budgets) if others else []
-    notes |= {"Doubt": " ".join(beside).removeprefix("Doubt: ")} if beside else {}
     text = report.html(
         made,
         pictures,
@@ -667,6 +668,7 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
         baseline=about.get("baseline"),
         control=about.get("control"),
         checks=about.get("checks"),
+        beside=beside,
     )
     report.write_html(text, page, overwrite=overwrite)
     _print_whole(report.table(made, budgets))

@@ -59,14 +59,14 @@ def find_blocks(
         for name in names:
             if name not in outputs:
                 raise ValueError(f"submodule {name!r} puts out no feature map of (batch, channel, height, width)")
-    deepest: dict[tuple[int, int], Block] = {}
-    for name, (channels, height, width) in outputs.items():
-        if _same_aspect((height, width), image_shape[1:]):
-            deepest = {size: block for size, block in deepest.items() if size[0] * size[1] > height * width}
-            deepest[height, width] = Block(name, channels, height, width)
-    blocks = list(deepest.values())
+    blocks = _deepest(outputs, image_shape)
     if not candidates:
         blocks = _drop_head(blocks)
+        if blocks and _are_scores(classifier, image_shape, last := blocks[-1]):
+            shape = (last.channels, *last.size)
+            rest = {name: each for name, each in outputs.items() if each != shape}
+            without = _drop_head(_deepest(rest, image_shape))
+            blocks = without if len(without) == len(blocks) else blocks  # or there is no other map of their resolution
     if len(blocks) < 2:
         found = ", ".join(map(str, blocks)) or "no feature map"
         raise ValueError(
@@ -128,6 +128,16 @@ class PrivateBlocks(nn.Module):
                 stop.remove()
                 self.replay.map = None
         return maps
+
+
+def _deepest(outputs: dict[str, tuple[int, int, int]], image_shape: tuple[int, int, int]) -> list[Block]:
+    """The last map of each resolution, as far as resolutions shrink."""
+    deepest: dict[tuple[int, int], Block] = {}
+    for name, (channels, height, width) in outputs.items():
+        if _same_aspect((height, width), image_shape[1:]):
+            deepest = {size: block for size, block in deepest.items() if size[0] * size[1] > height * width}
+            deepest[height, width] = Block(name, channels, height, width)
+    return list(deepest.values())
 
 
 class _Stop(Exception):  # noqa: N818 - not an error: ends the forward pass of a copy after its last block
@@ -206,11 +216,9 @@ def _probe(
     """(channel, height, width) of the last output of each named submodule, in the order in which they finish.
 
     Outputs of a global pooling and what follows it belong to the head or, where maps of the former size come back, to a
-    gate such as squeeze-and-excitation: neither is part of the pyramid. Nor are maps of class scores, whose mean over
-    the pixels is the logits, and what has their shape.
+    gate such as squeeze-and-excitation: neither is part of the pyramid.
     """
     shapes: dict[str, tuple[int, int, int]] = {}
-    means: dict[str, Tensor] = {}
     pooled_from = 0  # pixels of the map that went into the last adaptive pooling; 0 outside heads and gates
 
     def listen(name: str) -> Any:
@@ -225,22 +233,32 @@ def _probe(
                 pooled_from = 0
                 shapes.pop(name, None)  # a module that runs twice counts where it ran last
                 shapes[name] = (channels, height, width)
-                means[name] = output.mean((2, 3))
 
         return note
 
     handles = [classifier.get_submodule(name).register_forward_hook(listen(name)) for name in names]
     try:
-        logits = _blank_pass(classifier, image_shape)
+        _blank_pass(classifier, image_shape)
     finally:
         for handle in handles:
             handle.remove()
-    scores = {shapes[name] for name, mean in means.items() if _are_equal(mean, logits)}
-    return {name: shape for name, shape in shapes.items() if shape not in scores}
+    return shapes
 
 
-def _are_equal(a: Tensor, b: Any) -> bool:
-    return isinstance(b, Tensor) and a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+def _are_scores(classifier: nn.Module, image_shape: tuple[int, int, int], block: Block) -> bool:
+    """Whether a map is of class scores, whose mean over the pixels is the logits: what is added to it comes out."""
+    logits = _blank_pass(classifier, image_shape)
+    if not isinstance(logits, Tensor) or logits.shape != (1, block.channels):
+        return False
+    added = torch.arange(1.0, 1 + block.channels).to(logits)
+    handle = classifier.get_submodule(block.name).register_forward_hook(
+        lambda _module, _inputs, output: output + added.view(1, -1, 1, 1)
+    )
+    try:
+        moved = _blank_pass(classifier, image_shape)
+    finally:
+        handle.remove()
+    return torch.allclose(moved - logits, added.expand_as(logits), rtol=1e-3)
 
 
 @torch.no_grad()

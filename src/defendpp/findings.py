@@ -260,13 +260,19 @@ def _verdict(judged: Mapping[str, Contrast | None], shifts: Sequence[records.Shi
             ways = {1 if each.low > 0 else -1 if each.high < 0 else 0 for each in shifts}
             told += ", and an attack in L2 must go "
             told += "farther" if ways == {1} else "less far" if ways == {-1} else "about as far"
-    elif set(kept.values()) == {0}:
-        told = "no difference that these measurements can tell from chance"
     else:
         parts = [_under(word, kept, sign, len(judged)) for word, sign in SIGNS.items() if sign in kept.values()]
-        told = "; ".join([*parts, *[f"neither withstands {name}" for name in found if name not in kept]])
+        if set(kept.values()) == {0}:
+            parts = ["no difference that these measurements can tell from chance"]
+        fell = [name for name in found if name not in kept]
+        told = "; ".join([*parts, *[f"neither withstands {_listed(fell)}"] * bool(fell)])
     missing = [name for name in judged if name not in found]
-    return told + f" (not measured yet: {' and '.join(missing)})" * bool(missing)
+    return told + f" (not measured yet: {_listed(missing)})" * bool(missing)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Names that may have commas of their own."""
+    return ", ".join(f"“{name}”" if "," in name else name for name in names)
 
 
 SIGNS = {"higher": 1, "lower": -1, "no clear difference": 0}
@@ -274,7 +280,7 @@ SIGNS = {"higher": 1, "lower": -1, "no clear difference": 0}
 
 def _under(word: str, signs: Mapping[str, int], wanted: int, columns: int) -> str:
     names = [name for name, sign in signs.items() if sign == wanted]
-    return word if columns == 1 else f"{word} under {' and '.join(names)}"
+    return word if columns == 1 else f"{word} under {_listed(names)}"
 
 
 def _reported(question: Question, a: str, b: str, column: str) -> str:

@@ -525,14 +525,23 @@ def worst_case(records: pd.DataFrame, *, norm: str, budget: float) -> "pd.Series
     rows = _bounded(records, norm, budget)
     if not _runs(rows):
         raise ValueError(f"there is no white-box {norm} attack within budget {budget:g} in these records")
-    is_right = rows["correct"] & (rows["clean_prediction"] == rows["label"])
-    withstands = rows.assign(withstands=np.where(rows["epsilon"].isna(), reach(rows) > budget, is_right))
-    by_image = withstands.groupby("image")["withstands"]
+    by_image = rows.assign(withstands=_withstands(rows, budget)).groupby("image")["withstands"]
     runs = rows.groupby(["data", "split", "attack", "settings", "epsilon", "source_id"], dropna=False).ngroups
     judged = by_image.all()[by_image.count() == runs]
     if judged.empty:
         raise ValueError(f"no image was attacked by all {runs} {norm} runs within budget {budget:g}")
     return judged
+
+
+def fallen(records: pd.DataFrame, *, norm: str, budget: float) -> set[int]:
+    """Images of one network that some attack of the norm broke within the budget, whatever else they met."""
+    rows = _bounded(records, norm, budget)
+    return {int(image) for image in rows.loc[~_withstands(rows, budget), "image"]}
+
+
+def _withstands(rows: pd.DataFrame, budget: float) -> Bool[np.ndarray, " row"]:
+    is_right = (rows["correct"] & (rows["clean_prediction"] == rows["label"])).to_numpy()
+    return np.where(rows["epsilon"].isna(), reach(rows) > budget, is_right).astype(bool)
 
 
 def summary(records: pd.DataFrame, budgets: Mapping[str, float] | None = None) -> pd.DataFrame:

@@ -46,8 +46,6 @@ ATTACK_NAMES = {
     "pixel_flips": "Pixel flips",
     "smoothing": "Smoothing",
 }
-MINIMAL = ("carlini_wagner", "ddn", "minimal_pgd")
-"""Attacks without a budget."""
 NORM_NAMES = {"linf": "L∞", "l2": "L2"}
 MISSING = "–"
 
@@ -368,6 +366,7 @@ def doubts(records: pd.DataFrame) -> list[str]:
     Before that: networks that are not shown to be better than chance on clean images, with as many classes as the
     labels have.
     """
+    lost = _failed_of_any_size(records)
     found: list[str] = []
     compared = set()
     records = pd.concat([records, *_minimal_at_budgets(records)])
@@ -376,7 +375,11 @@ def doubts(records: pd.DataFrame) -> list[str]:
         network, attack, norm = (str(rows[name].iloc[0]) for name in ("network", "attack", "norm"))
         epsilon = float(rows["epsilon"].iloc[0])
         same = records[(records["network"] == network) & (records["norm"] == norm) & (records["epsilon"] == epsilon)]
-        own = (same["knowledge"] == "white-box") & (same["attack"] != attack) & (attack not in ("fgsm", "square"))
+        own = (
+            (same["knowledge"] == "white-box")
+            & (same["attack"] != attack)
+            & (not _is_weak(attack, str(rows["settings"].iloc[0])))
+        )
         made_elsewhere = (same["knowledge"] == "transfer") & (same["attack"] == attack) & (same["source"] != network)
         others = {}
         for _, images in same[own | made_elsewhere].groupby(["knowledge", "source", "attack"], sort=False):
@@ -401,7 +404,7 @@ def doubts(records: pd.DataFrame) -> list[str]:
                 f"{NORM_NAMES[str(norm_)]} ≤ {cast('float', size):g}: what withstands it says nothing of stronger "
                 "attacks."
             )
-    found += _failed_of_any_size(records)
+    found += lost
     n = len(compared)
     if n and not found:
         found = [
@@ -412,22 +415,21 @@ def doubts(records: pd.DataFrame) -> list[str]:
 
 
 def overlooked(records: pd.DataFrame, others: pd.DataFrame, budgets: Mapping[str, float]) -> list[str]:
-    """Where `others`, records that a page does not show, leave fewer of the same images right than those it shows."""
+    """Where `others`, records that a page does not show, broke images that by those it shows withstand everything."""
     found = []
-    for network_id, shown in records.groupby("network_id", sort=False):
-        same = ["data", "split"]
-        more = others[others["network_id"] == network_id].merge(shown[same].drop_duplicates(), on=same)
-        together = pd.concat([shown, more]).drop_duplicates(rec.KEY)
+    for (network_id, data, split), shown in records.groupby(["network_id", "data", "split"], sort=False):
+        more = others[(others["network_id"] == network_id) & (others["data"] == data) & (others["split"] == split)]
         for norm, budget in budgets.items():
             try:
-                here, everywhere = (rec.worst_case(each, norm=norm, budget=budget) for each in (shown, together))
-            except ValueError:  # not attacked in this norm, or never on the same images
+                here = rec.worst_case(shown, norm=norm, budget=budget)
+            except ValueError:  # not attacked in this norm
                 continue
-            right, left = (rec.accuracy(each[everywhere.index].to_numpy()) for each in (here, everywhere))
+            left = rec.accuracy((here & ~here.index.isin(rec.fallen(more, norm=norm, budget=budget))).to_numpy())
+            right = rec.accuracy(here.to_numpy())
             if left.correct < right.correct:
                 found.append(
-                    f"Doubt: other records beside these leave “{shown['network'].iloc[0]}” {left} of n = {left.n} "
-                    f"images at {NORM_NAMES[norm]} ≤ {budget:g}, where those shown leave {right}."
+                    f"Doubt: other records beside these leave “{shown['network'].iloc[0]}” at most {left} of n = "
+                    f"{left.n} images at {NORM_NAMES[norm]} ≤ {budget:g}, where those shown leave {right}."
                 )
     return found
 
@@ -444,15 +446,15 @@ def _minimal_at_budgets(records: pd.DataFrame) -> list[pd.DataFrame]:
 
 def _is_weak(attack: str, settings: str) -> bool:
     """Whether what an attack leaves right tells nothing by itself: one step, or search without gradients."""
-    return attack in ("fgsm", "square") or json.loads(settings or "{}").get("steps") == 1
+    is_one_step = attack in ("bim", "pgd") and json.loads(settings or "{}").get("steps") == 1
+    return attack in ("fgsm", "square") or is_one_step
 
 
 def _failed_of_any_size(records: pd.DataFrame) -> list[str]:
     """Minimal-norm attacks that found nothing on the network itself, although they may go as far as they like."""
-    runs = records[(records["knowledge"] == "white-box") & records["attack"].isin(MINIMAL)]
-    runs = runs[runs["clean_prediction"] == runs["label"]]
+    runs = records[(records["knowledge"] == "white-box") & records["epsilon"].isna()]
     found = []
-    for (network, attack), rows in runs.drop_duplicates(["network", "attack", "image"]).groupby(
+    for (network, attack), rows in runs[runs["clean_prediction"] == runs["label"]].groupby(
         ["network", "attack"], sort=False
     ):
         failed = int((~rows["success"]).sum())
@@ -698,12 +700,13 @@ def html(
     baseline: str | None = None,
     control: str | None = None,
     checks: Mapping[str, Sequence[Mapping[str, str]]] | None = None,
+    beside: Sequence[str] = (),
 ) -> str:
     """The whole report as one HTML page without any outside resource.
 
     `gallery` maps networks to their pictures (`Gallery`, or the path of an .npz); `notes` are facts, by name, about the
-    measurement that records do not hold (command, versions, commit, hardware); `checks` are as for `believed`.
-    ValueError for what does not fit.
+    measurement that records do not hold (command, versions, commit, hardware); `checks` are as for `believed`;
+    `beside` are sentences to stand with those of `headlines`, such as `overlooked`'s. ValueError for what does not fit.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -713,7 +716,7 @@ def html(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         title=title,
-        headlines=[*headlines(records, budgets, baseline=baseline, control=control), *believed(checks or {})],
+        headlines=[*headlines(records, budgets, baseline=baseline, control=control), *beside, *believed(checks or {})],
         control=control,
         budgets=budgets,
         blocks=blocks(records, budgets),

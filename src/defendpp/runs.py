@@ -338,7 +338,7 @@ def _beside(folder: Path, recipe: Recipe, option: str) -> Path | None:
     other: str | None = getattr(recipe, option)
     if other is None:
         return None
-    for place in (published.place(other), folder.parent / other):
+    for place in (Path(other), folder.parent / other, published.place(other)):
         if (place / "classifier.safetensors").is_file():
             return place
     raise FileNotFoundError(f"{option} {other} is no folder of a finished run: no classifier.safetensors in it")
