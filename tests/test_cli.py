@@ -243,34 +243,45 @@ def test_bad_input_to_evaluate_is_one_sentence(
     assert "there are no records at" in fails(capsys, "report", tmp_path / "nowhere")
 
 
-def test_the_report_of_an_interrupted_evaluation_says_so(
-    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_the_page_of_an_earlier_evaluation_is_kept(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("evaluate", runs["plain"], "--attacks", "fgsm", "--images", "4", "--output", tmp_path / "e")
+    run("evaluate", runs["plain"], "--attacks", "fgsm", "--images", "4", "--output", tmp_path)
     assert "interrupted" not in capsys.readouterr().out
-    run("evaluate", runs["plain"], "--attacks", "bim", "--steps", "1", "--images", "4", "--output", tmp_path / "e")
-    (earlier,) = (tmp_path / "e").glob("report-*.html")
+    run("evaluate", runs["plain"], "--attacks", "bim", "--steps", "1", "--images", "4", "--output", tmp_path)
+    (earlier,) = tmp_path.glob("report-*.html")
     assert f"is {earlier} now" in capsys.readouterr().out
     assert "FGSM" in earlier.read_text()
-    run("evaluate", runs["plain"], "--attacks", "bim", "--steps", "1", "--images", "2", "--output", tmp_path / "e")
-    assert len([*(tmp_path / "e").glob("report-*.html")]) == 2
-    run("evaluate", runs["plain"], "--attacks", "bim", "--steps", "1", "--images", "4", "--output", tmp_path / "e")
-    told: list[int] = []
+    run("evaluate", runs["plain"], "--attacks", "bim", "--steps", "1", "--images", "2", "--output", tmp_path)
+    assert len([*tmp_path.glob("report-*.html")]) == 2
+
+
+def test_a_report_tells_what_stronger_attacks_beside_it_found(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for attacks in (["fgsm"], ["bim", "--steps", "1"]):
+        run("evaluate", runs["plain"], "--attacks", *attacks, "--images", "4", "--output", tmp_path)
+    told: list[bool] = []
 
     def overlooked(made: pd.DataFrame, others: pd.DataFrame, budgets: dict[str, float]) -> list[str]:
         told.append(set(made["attack"]) == {"none", "bim"} and "fgsm" in set(others["attack"]))
         return ["Doubt: a stronger one."]
 
     monkeypatch.setattr(report, "overlooked", overlooked)
-    run("report", tmp_path / "e")
+    run("report", tmp_path)
     assert told == [True]
     assert "Doubt: a stronger one." in capsys.readouterr().out
-    assert "a stronger one." in (tmp_path / "e" / "report.html").read_text()
-    run("evaluate", runs["plain"], "--attacks", "fgsm", "--images", "4", "--output", tmp_path / "f")
-    (tmp_path / "f" / "evaluation.json").unlink()  # written last
-    run("report", tmp_path / "f")
+    assert "a stronger one." in (tmp_path / "report.html").read_text()
+
+
+def test_the_report_of_an_interrupted_evaluation_says_so(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("evaluate", runs["plain"], "--attacks", "fgsm", "--images", "4", "--output", tmp_path)
+    (tmp_path / "evaluation.json").unlink()  # written last
+    run("report", tmp_path)
     assert "if `defendpp evaluate` was interrupted, networks or attacks are missing" in capsys.readouterr().out
-    page = (tmp_path / "f" / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
     assert "Unfinished" in page
     assert "so far: unfinished</h1>" in page
 

@@ -148,7 +148,7 @@ def better_than_chance(correct: Bool[Tensor, " batch"], classes: int) -> str:
     text = f"{right} of {right.n} images are right without an attack"
     if right.value <= 1 / classes:
         raise Complaint(f"{text}: no better than chance among {classes} classes")
-    if right.low <= 1 / classes:
+    if not right.beats_chance(classes):
         raise NothingToJudgeBy(f"{text}, too few to tell it from chance among {classes} classes")
     return text
 

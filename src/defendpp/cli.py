@@ -1,6 +1,5 @@
 """The command line: parse, build, call. Heavy imports wait until a command runs, so that help comes at once."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
+from defendpp.files import short_hash
 from defendpp.progress import bar
 from defendpp.recipe import Recipe
 
@@ -110,7 +110,7 @@ def train(
         network = evaluation.network(run.name, run.classifier)
         clean = evaluation.clean_records(network, loaded.test, data=recipe.data)
         right = records.accuracy(clean["correct"].to_numpy())
-        hint = ", which is not shown to be better than chance" * (right.low <= 1 / len(run.classes))
+        hint = ", which is not shown to be better than chance" * (not right.beats_chance(len(run.classes)))
         print(f"clean test accuracy {right} of {len(clean)} images{hint}")
     print(f"saved in {output}")
 
@@ -248,18 +248,17 @@ def evaluate(
             )  # fmt: skip
         if share[0] > 0:
             return
-    shown_before = _about(output)
+    earlier = _about(output).get("records", [])
     with bar() as progress:
         evaluation.evaluate_runs(
             trained, chosen, split, output, data=about, source=origin, sets=sets,
             shown=(main or chosen)[-1], seed=seed, device=_device(device), progress=progress,
         )  # fmt: skip
     page = output / "report.html"
-    if page.exists() and not set(shown_before.get("records", [])) <= set(_about(output)["records"]):
-        key = hashlib.sha256(json.dumps(shown_before["records"]).encode()).hexdigest()[:12]
-        earlier = page.with_name(f"report-{key}.html")
-        shutil.copyfile(page, earlier)
-        print(f"The page of an earlier evaluation is {earlier} now; what follows is of this one alone.")
+    if page.exists() and not set(earlier) <= set(_about(output)["records"]):
+        kept = page.with_name(f"report-{short_hash(earlier)}.html")
+        shutil.copyfile(page, kept)
+        print(f"The page of an earlier evaluation is {kept} now; what follows is of this one alone.")
     _show(output, page, command=" ".join(["defendpp", *sys.argv[1:]]))
 
 

@@ -130,16 +130,6 @@ class PrivateBlocks(nn.Module):
         return maps
 
 
-def _deepest(outputs: dict[str, tuple[int, int, int]], image_shape: tuple[int, int, int]) -> list[Block]:
-    """The last map of each resolution, as far as resolutions shrink."""
-    deepest: dict[tuple[int, int], Block] = {}
-    for name, (channels, height, width) in outputs.items():
-        if _same_aspect((height, width), image_shape[1:]):
-            deepest = {size: block for size, block in deepest.items() if size[0] * size[1] > height * width}
-            deepest[height, width] = Block(name, channels, height, width)
-    return list(deepest.values())
-
-
 class _Stop(Exception):  # noqa: N818 - not an error: ends the forward pass of a copy after its last block
     pass
 
@@ -281,6 +271,16 @@ def _feature_info(classifier: nn.Module) -> list[str]:
             entries = info if isinstance(info, list) else [info[i] for i in range(len(info))]
             return [f"{prefix}.{entry['module']}" if prefix else str(entry["module"]) for entry in entries]
     return []
+
+
+def _deepest(outputs: dict[str, tuple[int, int, int]], image_shape: tuple[int, int, int]) -> list[Block]:
+    """The last map of each resolution, as far as resolutions shrink."""
+    deepest: dict[tuple[int, int], Block] = {}
+    for name, (channels, height, width) in outputs.items():
+        if _same_aspect((height, width), image_shape[1:]):
+            deepest = {size: block for size, block in deepest.items() if size[0] * size[1] > height * width}
+            deepest[height, width] = Block(name, channels, height, width)
+    return list(deepest.values())
 
 
 def _drop_head(blocks: list[Block]) -> list[Block]:

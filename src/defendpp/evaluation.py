@@ -7,7 +7,6 @@ network serves every other.
 """
 
 import ctypes
-import hashlib
 import json
 import math
 import warnings
@@ -32,7 +31,7 @@ from defendpp.adaptive import adapted, decoder_for, stand_ins
 from defendpp.attacks import Prepared, prepare
 from defendpp.certify import certify
 from defendpp.data import Images, digest
-from defendpp.files import write_arrays, write_whole
+from defendpp.files import short_hash, write_arrays, write_whole
 from defendpp.networks import home
 from defendpp.objective import Defend
 from defendpp.progress import Progress
@@ -143,7 +142,7 @@ def set_folder(source: Network, attack: Attack, split: Images, sets: Path, *, da
     used = decoder_for(attack, source.model)
     if used is not None:  # without it the same attack is another
         key.append(fingerprint(used.auto_encoder))
-    return sets / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+    return sets / short_hash(key)
 
 
 def _ready(each: Network, split: Images, device: str | None) -> Prepared:
@@ -309,7 +308,7 @@ def certified_records(
     network made fast, equal up to rounding.
     """
     settings = {"sigma": sigma, "samples": samples, "alpha": alpha}
-    key = hashlib.sha256(json.dumps([target.id, settings, seed, data, digest(split)]).encode()).hexdigest()[:12]
+    key = short_hash([target.id, settings, seed, data, digest(split)])
     place = _device(target.model, device)
     fast: Prepared | None = None
     files = []
@@ -515,8 +514,7 @@ def _jobs(
 
 def _record_file(folder: Path, target: Network, *about: str) -> Path:
     """Where one job's records lie: named by what determines them, the names that they carry included."""
-    key = hashlib.sha256(json.dumps([target.name, *about]).encode()).hexdigest()[:12]
-    return folder / "records" / f"{target.id}-{key}.parquet"
+    return folder / "records" / f"{target.id}-{short_hash([target.name, *about])}.parquet"
 
 
 def _check_jobs(
@@ -640,8 +638,8 @@ def _checked(
     other = next((one for one in networks if one.id != each.id), None)
     followed, *other_ways = stand_ins(each.model)
     made_of = [checks.better_than_chance.__name__, *checks.BY_GRADIENT, *["stand-ins"] * len(other_ways)]
-    key = json.dumps([norm, epsilon, digest(split), other and other.id, seed, *made_of])
-    path = folder / "checks" / f"{each.id}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+    key = short_hash([norm, epsilon, digest(split), other and other.id, seed, *made_of])
+    path = folder / "checks" / f"{each.id}-{key}.json"
     if not path.exists():
         if progress is not None:
             progress(f"checks of {each.name}", 0, 1)

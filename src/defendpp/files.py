@@ -1,5 +1,7 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and named by what determines them."""
 
+import hashlib
+import json
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -36,3 +38,8 @@ def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
             np.savez_compressed(file, **arrays)
 
     write_whole(path, write)
+
+
+def short_hash(parts: Any) -> str:
+    """Twelve hexadecimal digits that tell what JSON can hold from anything else; the order of keys does not matter."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

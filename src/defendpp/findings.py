@@ -20,6 +20,8 @@ from defendpp.study import TABLES, Measurement, Picture, Place, cell, figure6, s
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 FLOOR = 0.01
 """Where neither of two rows has more than this share of images right, their difference tells nothing."""
+SIGNS = {"higher": 1, "lower": -1, "no clear difference": 0}
+"""What a verdict calls the sign of a difference that is clear of chance, or 0."""
 
 
 @dataclass(frozen=True)
@@ -261,8 +263,9 @@ def _verdict(judged: Mapping[str, Contrast | None], shifts: Sequence[records.Shi
             told += ", and an attack in L2 must go "
             told += "farther" if ways == {1} else "less far" if ways == {-1} else "about as far"
     else:
-        parts = [_under(word, kept, sign, len(judged)) for word, sign in SIGNS.items() if sign in kept.values()]
-        if set(kept.values()) == {0}:
+        if any(kept.values()):
+            parts = [_under(word, kept, sign, len(judged)) for word, sign in SIGNS.items() if sign in kept.values()]
+        else:
             parts = ["no difference that these measurements can tell from chance"]
         fell = [name for name in found if name not in kept]
         told = "; ".join([*parts, *[f"neither withstands {_listed(fell)}"] * bool(fell)])
@@ -273,9 +276,6 @@ def _verdict(judged: Mapping[str, Contrast | None], shifts: Sequence[records.Shi
 def _listed(names: Sequence[str]) -> str:
     """Names that may have commas of their own."""
     return ", ".join(f"“{name}”" if "," in name else name for name in names)
-
-
-SIGNS = {"higher": 1, "lower": -1, "no clear difference": 0}
 
 
 def _under(word: str, signs: Mapping[str, int], wanted: int, columns: int) -> str:

@@ -1,9 +1,9 @@
 """A recipe: everything that determines a trained network, as a typed value whose hash names it. No torch here."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Literal
+
+from defendpp.files import short_hash
 
 OF_ONE_DEFENCE = {
     "defend": ("decoder", "targets", "scales", "full_scale_weight", "scale_weight", "shared_blocks"),
@@ -178,7 +178,7 @@ class Recipe:
     @property
     def hash(self) -> str:
         """Twelve hexadecimal digits that differ between any two recipes; a new field leaves those of old ones alone."""
-        return hashlib.sha256(json.dumps(self.beside(Recipe()), sort_keys=True).encode()).hexdigest()[:12]
+        return short_hash(self.beside(Recipe()))
 
     def beside(self, other: "Recipe") -> dict[str, object]:
         """The fields that differ from those of `other`, with their values here."""

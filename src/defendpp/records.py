@@ -178,6 +178,10 @@ class Accuracy:
     low: float
     high: float
 
+    def beats_chance(self, classes: int) -> bool:
+        """Whether the interval lies above what a guess among so many classes gets."""
+        return self.low > 1 / classes
+
     def __str__(self) -> str:
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 

@@ -362,9 +362,8 @@ def doubts(records: pd.DataFrame) -> list[str]:
     nor than images made on another network; one step, and search without gradients, may. A minimal-norm attack is taken
     at every budget of its norm that another attack had, and must reach every image. Where the 95 % interval of a
     difference in the wrong direction excludes 0, the largest is reported; so are budgets at which one step or search
-    was all.
-    Before that: networks that are not shown to be better than chance on clean images, with as many classes as the
-    labels have.
+    was all. Before that come networks that are not shown to be better than chance on clean images, among as many
+    classes as the labels have.
     """
     lost = _failed_of_any_size(records)
     found: list[str] = []
@@ -476,7 +475,7 @@ def _at_chance(records: pd.DataFrame) -> list[str]:
     for network, rows in clean.groupby("network", sort=False):
         right = rec.accuracy(rows["correct"].to_numpy())
         classes = rows["label"].nunique()
-        if classes > 1 and right.low <= 1 / classes:
+        if classes > 1 and not right.beats_chance(classes):
             found.append(
                 f"Doubt: “{network}” is not shown to be better than chance on clean images ({right} of n = {right.n}, "
                 f"{classes} classes): what it withstands says nothing."

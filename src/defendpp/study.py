@@ -5,7 +5,6 @@ tables need is done once. Records and the results of trainings are small and are
 adversarial sets are large and can be made again (`Place.work`). `defendpp.reproduce` does the jobs.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from defendpp import paper, robustness, threats
+from defendpp.files import short_hash
 from defendpp.paper import Column, Row, Scale, Table
 from defendpp.purifier import STAND_INS
 from defendpp.recipe import Recipe
@@ -186,7 +186,7 @@ class Picture:
         """What tells it from every other job: the networks, which have the scale, and the attacks."""
         shown = [each.recipe.hash for each in self.subjects]
         made = [_described(paper.attacks("mnist")[name]) for name in ("FGSM", "BIM", "C&W", "DDN")]
-        return f"{self.figure}-{_digest([shown, made])}"
+        return f"{self.figure}-{short_hash([shown, made])}"
 
     @property
     def subjects(self) -> list[Subject]:
@@ -216,15 +216,11 @@ Job = Training | Making | Measurement | Picture
 
 
 def _hash(source: Subject, attack: Attack | None, images: int | None, through: str = "") -> str:
-    return _digest([source.recipe.hash, attack and _described(attack), images, through])
+    return short_hash([source.recipe.hash, attack and _described(attack), images, through])
 
 
 def _described(attack: Attack) -> list[object]:
     return [attack.name, attack.norm, attack.epsilon, dict(attack.settings)]
-
-
-def _digest(parts: list[object]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _counted(images: int | None) -> str:
