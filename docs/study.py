@@ -22,6 +22,7 @@ def page(place: Place = PLACE) -> str:
     trained = [job for job in jobs if isinstance(job, Training) and job.file(place).exists()]
     done: list[study.Job] = [*measured, *trained]
     spent = sum(schedule.seconds(job, place) or 0.0 for job in done)
+    seeds, sources = (", ".join(map(str, each)) for each in (paper.SOURCE_SEEDS, paper.SOURCE_SEEDS.values()))
     epochs = {data: paper.recipe("none", data, "resnet18", "cpu", 1).epochs for data in ("mnist", "cifar10")}
     parts = [
         "# The paper's study, reported beside measured",
@@ -40,12 +41,14 @@ def page(place: Place = PLACE) -> str:
         "instead of 300, trained at a schedule for so few. No number here is one of the paper's scale.\n"
         "- **Data**: CIFAR-10 was read from a copy whose images had been re-encoded as JPEG, so figures on it are not "
         f"exactly those of the lossless set. ImageNet is {_imagenet()}. MNIST is MNIST.\n"
-        f"- **Source** of the transferred images: an undefended network of training seed {paper.SOURCE_SEED}, which is "
-        "the row “No defense”; every interval is for this one source (“What the paper leaves open” has a second). "
-        "Other rows have other seeds, so “No defense, another seed” tells what it is worth not to be the source. "
-        "Fine-tuned rows, Adv. DDN and ComDefend descend from the source, as in the released scripts, and Adv. FGSM on "
-        "a fixed set was trained on its images: what their seeds vary is less than for the other rows.\n"
-        "- **Training seeds** 1, 2, 3 for tables 1 and 2 and what the paper leaves open, else 1. Attacks: seed 0.\n"
+        "- **Source** of the transferred images: an undefended network, which is the row “No defense”. Each training "
+        f"seed of the other rows has a source of its own, of training seeds {sources}: three "
+        "seeds are the whole experiment three times. So “No defense, another seed” tells what it is worth not to "
+        "be the source. Fine-tuned rows, Adv. DDN and ComDefend descend from the source, as in the released scripts, "
+        "and Adv. FGSM on a fixed set was trained on its images.\n"
+        f"- **Training seeds** {seeds} for tables 1 and 2 and what the paper leaves open; "
+        f"{paper.ONE_SEED['mnist']} for other networks on MNIST and what is shown across networks; else 1. Attacks: "
+        "seed 0.\n"
         "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "
         "where that is wider. Differences are paired, image by image: Newcombe's interval for one seed, over several "
         "seeds Student's, or Newcombe's where that is wider. None is corrected for their number: of twenty that hold "

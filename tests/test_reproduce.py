@@ -1,6 +1,7 @@
 """One job after the other on small networks, against the same thing done by hand."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from defendpp import paper, records, reproduce, robustness, threats
+from defendpp import paper, published, records, reproduce, robustness, threats
 from defendpp.adaptive import against_decoder
 from defendpp.data import Data, from_tensors, load
 from defendpp.purifier import Purified
@@ -68,6 +69,24 @@ def test_a_training_whose_kept_result_is_of_other_weights_is_not_done(place: Pla
         assert not Training(OURS).is_done(other)
         with pytest.raises(FileExistsError, match=r"of other weights than .*--results NEW"):
             perform(Training(OURS), other)
+
+
+def test_a_network_that_comes_with_the_package_is_not_trained_again(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = tmp_path / "published" / "mine"
+    shutil.copytree(place.run(OTHER.recipe), given)
+    about = json.loads((given / "run.json").read_text())
+    (given / "run.json").write_text(json.dumps(about | {"name": "mine"}))
+    monkeypatch.setattr(published, "FOLDER", given.parent)
+    monkeypatch.setattr(reproduce, "train", lambda *_, **__: pytest.fail("it was trained"))
+    elsewhere = Place(tmp_path / "results", tmp_path / "work")
+    for _ in range(2):  # also where its result is kept already
+        perform(Training(OTHER), elsewhere)
+        assert Training(OTHER).is_done(elsewhere)
+        assert load_run(elsewhere.run(OTHER.recipe)).id == load_run(place.run(OTHER.recipe)).id
+        shutil.rmtree(elsewhere.work)
+    assert json.loads(Training(OTHER).file(elsewhere).read_text())["name"] == str(OTHER)
 
 
 def test_a_training_leaves_its_result_beside_the_records(place: Place) -> None:

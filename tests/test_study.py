@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from defendpp import study, threats
-from defendpp.paper import SECOND_SOURCE_SEED, TABLES
+from defendpp.paper import ONE_SEED, SOURCE_SEEDS, TABLES
 from defendpp.study import NAMES, Making, Measurement, Picture, Place, Subject, Training, cell, missing, plan, seeds
 
 PLAIN = Subject("none", "mnist", "resnet18", 1, "cpu")
@@ -55,7 +55,28 @@ def test_three_seeds_for_tables_1_and_2_and_none_of_them_the_sources() -> None:
         for row in TABLES[name].rows:
             if row.role not in ("source", "ours, alternating", "comdefend-wb"):
                 assert seeds(row, TABLES[name], "cpu") == (1, 2, 3)
+            elif row.role == "source":
+                assert seeds(row, TABLES[name], "cpu") == tuple(SOURCE_SEEDS.values())
+    assert not {*SOURCE_SEEDS} & {*SOURCE_SEEDS.values()}
     assert {seeds(row, TABLES["table3"], "cpu") for row in TABLES["table3"].rows} == {(0,), (1,)}
+
+
+def test_each_training_seed_has_a_source_of_its_own() -> None:
+    row = next(row for row in TABLES["table2"].rows if row.role == "ours, fine-tuned")
+    transfer, _ = cell(TABLES["table2"], row, TABLES["table2"].columns[0], "cpu")
+    assert [group[0].source.seed for group in transfer] == [*SOURCE_SEEDS.values()]
+    for (each,) in transfer:  # and descends from it
+        assert each.target.recipe.start == each.source.recipe.hash
+
+
+def test_networks_that_meet_across_architectures_have_one_training_seed_in_common() -> None:
+    table = TABLES["table7"]
+    for row in table.rows:
+        for column in table.columns:
+            ((each,), *more) = cell(table, row, column, "cpu")[0]
+            if column.source != column.network:
+                assert not more
+                assert {each.target.seed, each.source.seed} <= {ONE_SEED["mnist"], SOURCE_SEEDS[ONE_SEED["mnist"]]}
 
 
 def test_comdefend_white_box_is_attacked_in_two_ways() -> None:
@@ -149,7 +170,11 @@ def test_white_box_attacks_of_many_steps_take_fewer_images_at_cpu_scale() -> Non
 
 
 def test_every_table_has_its_first_seeds_before_any_has_its_second() -> None:
-    trained = [job.subject.seed for job in plan(NAMES, "cpu") if isinstance(job, Training)]
-    first_of_second = trained.index(2)
-    assert set(trained[:first_of_second]) == {0, 1, SECOND_SOURCE_SEED}
-    assert set(trained[first_of_second:]) == {2, 3}
+    trained = [job.subject for job in plan(NAMES, "cpu") if isinstance(job, Training) and job.subject.role != "source"]
+    rows = [(each.role, each.data, each.network) for each in trained]
+    of_row = [
+        [each.seed for each, row in zip(trained, rows, strict=True) if row == name] for name in dict.fromkeys(rows)
+    ]
+    assert all(seeds == sorted(seeds) for seeds in of_row)
+    second = next(place for place, row in enumerate(rows) if row in rows[:place])
+    assert not {row for row in rows if rows.count(row) == 1} & {*rows[second:]}  # of one seed: before

@@ -65,7 +65,7 @@ QUESTIONS = (
             ("ours, fine-tuned", "No defense, fine-tuned"),
             ("ours, fine-tuned, 0.8 of the full scale", "No defense, fine-tuned"),
         ),
-        columns=("FGSM 0.3", "BIM 0.3", "FGSM, 8 bits", "BIM, 8 bits", "FGSM, another source", "BIM, another source"),
+        columns=("FGSM 0.3", "BIM 0.3", "FGSM, 8 bits", "BIM, 8 bits"),
     ),
     Question("And on CIFAR-10?", "table3", (("ours", OTHER),), columns=("FGSM", "BIM"), beside=FARTHER),
     Question(

@@ -3,6 +3,7 @@
 `load_run("mnist-robust")` and every command that takes a run's folder take such a name where no folder is called so.
 """
 
+import json
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "published"
@@ -17,6 +18,12 @@ def place(run: Path | str) -> Path:
     """The folder of a run, which may be the name of a published one."""
     folder = Path(run)
     return FOLDER / folder if not folder.exists() and str(run) in names() else folder
+
+
+def of(recipe_hash: str) -> Path | None:
+    """The folder of the published network of this recipe; None where there is none."""
+    abouts = {path: json.loads(path.read_text()) for path in FOLDER.glob("*/run.json")}
+    return next((path.parent for path, about in abouts.items() if about["recipe_hash"] == recipe_hash), None)
 
 
 def card(name: str) -> str:

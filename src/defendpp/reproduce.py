@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from defendpp import data as datasets
-from defendpp import evaluation, figure_data, paper, records
+from defendpp import evaluation, figure_data, paper, published, records
 from defendpp.adaptive import with_objectives
 from defendpp.data import Data, Images
 from defendpp.data.dataset import cache_folder
@@ -79,13 +79,16 @@ def _locked(path: Path) -> Iterator[None]:
 def _train(job: Training, place: Place, data_root: Path | None, device: str | None, bar: bool) -> None:
     recipe = job.subject.recipe
     folder = place.run(recipe)
-    if not _is_finished(folder):
+    kept = job.file(place)
+    given = published.of(recipe.hash)
+    if given is not None and not _is_finished(folder):
+        _take(given, folder, json.loads(kept.read_text())["name"] if kept.exists() else str(job.subject))
+    elif not _is_finished(folder):
         loaded = _data(recipe.data, data_root, recipe.image_size, recipe.split_seed)
         execution = EXECUTION[job.subject.data]
         accelerator = "auto" if device is None else "gpu" if device.startswith("cuda") else device
         train(recipe, loaded, folder, name=str(job.subject), execution=execution, accelerator=accelerator, progress=bar)
     trained = {**json.loads((folder / "run.json").read_text()), "id": _run(folder).id}
-    kept = job.file(place)
     if kept.exists() and json.loads(kept.read_text()).get("id") != trained["id"]:
         raise FileExistsError(
             f"{kept} is of other weights than {folder}, which this training of {job.subject} came to (another machine, "
@@ -94,6 +97,14 @@ def _train(job: Training, place: Place, data_root: Path | None, device: str | No
         )
     text = json.dumps(trained, indent=2) + "\n"
     write_whole(kept, lambda path: path.write_text(text))
+
+
+def _take(given: Path, folder: Path, name: str) -> None:
+    """A network that comes with the package in place of training it anew, which elsewhere comes to other weights."""
+    about = json.dumps({**json.loads((given / "run.json").read_text()), "name": name}, indent=2) + "\n"
+    weights = "classifier.safetensors"
+    write_whole(folder / weights, lambda path: shutil.copyfile(given / weights, path))
+    write_whole(folder / "run.json", lambda path: path.write_text(about))  # last: with it the run is finished
 
 
 def _make(job: Making, place: Place, data_root: Path | None, device: str | None, progress: Progress | None) -> None:

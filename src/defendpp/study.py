@@ -57,7 +57,9 @@ class Subject:
     @property
     def source(self) -> "Subject":
         """The undefended network of the same architecture, which the paper's protocol attacks."""
-        return replace(self, role="source", seed=paper.SOURCE_SEED)
+        return (
+            self if self.role == "source" else replace(self, role="source", seed=paper.SOURCE_SEEDS.get(self.seed, 0))
+        )
 
     def __str__(self) -> str:
         return f"{self.role} ({self.data}, {paper.NETWORKS[self.network]}, seed {self.seed})"
@@ -227,12 +229,20 @@ def _counted(images: int | None) -> str:
     return "" if images is None else f", {images} images"
 
 
-def seeds(row: Row, table: Table, scale: Scale) -> tuple[int, ...]:
-    """Training seeds of a row: three for tables 1 and 2 and what goes with them, else one."""
-    if row.role == "source":
-        return (paper.SOURCE_SEED,)
-    once = table.data != "mnist" or row.network != "resnet18" or row.role in ("ours, alternating", "comdefend-wb")
-    return (1,) if once or scale == "paper" else (1, 2, 3)
+def seeds(row: Row, table: Table, scale: Scale, column: Column | None = None) -> tuple[int, ...]:
+    """Training seeds of a row, or of its cell in a column: three for tables 1 and 2 and what goes with them, else one.
+
+    Of the row "No defense" they are those of the sources that belong to these.
+    """
+    if scale == "paper" or row.role in ("ours, alternating", "comdefend-wb"):
+        wanted: tuple[int, ...] = (1,)
+    elif column and column.seed:
+        wanted = (column.seed,)
+    elif table.data != "mnist" or row.network != "resnet18":
+        wanted = (paper.ONE_SEED[table.data],)
+    else:
+        wanted = (1, 2, 3)
+    return tuple(paper.SOURCE_SEEDS[seed] for seed in wanted) if row.role == "source" else wanted
 
 
 def count(subject: Subject, attack: str, *, white_box: bool) -> int | None:
@@ -264,14 +274,11 @@ def cell(
     white_box: list[list[Measurement]] = []
     if not row.role:
         return transfer, white_box
-    of_row = seeds(replace(row, network=network), table, scale)
     attacks = robustness.attacks(table.data)
-    for seed in of_row[:1] if column.once else of_row:
+    for seed in seeds(replace(row, network=network), table, scale, column):
         role = "comdefend" if row.role == "comdefend-wb" else row.role
         target = Subject(role, table.data, network, seed, scale)
         source = replace(target.source, network=column.source or network)
-        if column.source_seed is not None:
-            source = replace(source, role="none", seed=column.source_seed)
         if column.attack == "Clean":
             (transfer if "transfer" in column.protocols else white_box).append([Measurement(target, target)])
             continue
@@ -290,7 +297,9 @@ def cell(
             white_box.append(
                 [Measurement(target, target, each, few, way) for each in every for way in _ways(role, each)]
             )
-            white_box[-1] += [Measurement(target, source, attacks[column.twin], few)] if column.twin else []
+            if column.twin:
+                twin = replace(source, seed=robustness.TWIN_SEED[table.data], role="source")
+                white_box[-1].append(Measurement(target, twin, attacks[column.twin], few))
     return transfer, white_box
 
 
@@ -305,7 +314,7 @@ def figure6(scale: Scale) -> dict[tuple[str, str], list[Measurement]]:
     """The measurements of figure 6 by (protocol, role), in the order of the budgets, clean images first."""
     made: dict[tuple[str, str], list[Measurement]] = {}
     for role in ("source", "none", "ours"):
-        target = Subject(role, "mnist", "resnet18", paper.SOURCE_SEED if role == "source" else 1, scale)
+        target = Subject(role, "mnist", "resnet18", paper.SOURCE_SEEDS[1] if role == "source" else 1, scale)
         for protocol, source in (("transfer", target.source), ("white-box", target)):
             attacked = [Measurement(target, source, threats.fgsm(epsilon)) for epsilon in paper.FIGURE6_EPSILONS]
             made[protocol, role] = [Measurement(target, target), *attacked]
@@ -329,13 +338,21 @@ def plan(names: Iterable[str], scale: Scale) -> list[Job]:
     wanted: list[tuple[int, Measurement | Picture]] = []
     for name in names:
         measured = measurements(name, scale)
-        wanted += [(max(1, each.target.seed), each) for each in measured]
+        wanted += zip(_turns(measured), measured, strict=True)
         if name in paper.FIGURES and not measured:
-            wanted.append((1, Picture(name, scale)))
+            wanted.append((0, Picture(name, scale)))
     jobs: dict[str, Job] = {}
     for _, each in sorted(wanted, key=lambda pair: pair[0]):
         _add(each, jobs)
     return list(jobs.values())
+
+
+def _turns(measured: Sequence[Measurement]) -> list[int]:
+    """When each has its turn: 0 for the first training seed of its row, 1 for the second."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for each in measured:
+        seeds.setdefault((each.target.role, each.target.network), set()).add(each.target.seed)
+    return [sorted(seeds[each.target.role, each.target.network]).index(each.target.seed) for each in measured]
 
 
 def _add(job: Job, jobs: dict[str, Job]) -> None:
