@@ -9,7 +9,7 @@ import json
 import shutil
 from pathlib import Path
 
-from defendpp import published, robustness, schedule, study, tables
+from defendpp import paper, published, robustness, schedule, study, tables
 from defendpp.recipe import Recipe
 from defendpp.records import Accuracy, MeanAccuracy
 from defendpp.study import Place, Subject, Training
@@ -19,8 +19,21 @@ PLACE = Place(ROOT / "results" / "study", ROOT / "study")
 NETWORKS = {
     "mnist-robust": Subject("steady", "mnist", "resnet18", 1, "cpu"),
     "cifar10-robust": Subject("steady", "cifar10", "resnet18", 1, "cpu"),
+    "mnist-undefended": Subject("source", "mnist", "resnet18", paper.SOURCE_SEEDS[2], "cpu"),
+    "mnist-undefended-2": Subject("none", "mnist", "resnet18", 2, "cpu"),
+    "mnist-defend": Subject("ours", "mnist", "resnet18", 2, "cpu"),
 }
-ROW = "noise + consistency"
+IS = {
+    "steady": "that resists an attacker who knows its weights, trained on clean images only, without a decoder and "
+    "without adversarial images",
+    "source": "without a defence, to make images on that are shown to other networks",
+    "none": "without a defence, of another training seed than mnist-undefended: what it keeps of images made on that "
+    "one is the worth of not being the network attacked, and the least that a defence must beat",
+    "ours": "trained as the paper trains Defend++, to be compared: with the decoder that is thrown away, without noise",
+}
+"""What each is, by its role."""
+RESISTS = "steady"
+"""The role of those that are meant to be used; the others are there to be compared with."""
 ABOUT = {
     "mnist": "handwritten digits, 28x28 gray pixels in [0, 1], white on black; the training images of MNIST",
     "cifar10": "colour photographs of ten classes, 32x32 pixels in [0, 1]; the training images of CIFAR-10, from a "
@@ -38,50 +51,76 @@ def card(name: str, place: Place = PLACE) -> str:
     lines = [
         f"# {name}",
         "<!-- Written by docs/cards.py from results; do not edit. -->",
-        f"A ResNet-18 of width {recipe.width} that resists an attacker who knows its weights, trained on clean images "
-        "only, without a decoder and without adversarial images.",
+        f"A ResNet-18 of width {recipe.width} {IS[subject.role]}.",
         "```python\nimport defendpp as dp\n\n"
         f'classifier = dp.load_run("{name}").classifier.eval()  # images in [0, 1] to logits\n```',
         f"- **Data**: {ABOUT[data]}; {result['training_images']:,} images to train on.\n"
         f"- **Classes**: {', '.join(result['classes'])}.\n"
-        f"- **Recipe**: Gaussian noise of standard deviation {recipe.noise:g} on every image, and agreement of two "
-        f"noisy copies (weight {recipe.consistency:g}, Jeong and Shin 2020), {recipe.epochs} epochs in batches of "
-        f"{recipe.batch_size}; training seed {recipe.seed}. `defendpp train {options} --output RUN` trains such a one; "
-        f"it took {schedule.spoken(schedule.seconds(Training(subject), place) or 0)} of one to two processor cores.\n"
+        f"- **Recipe**: {_defence(recipe)}{recipe.epochs} epochs in batches of {recipe.batch_size}; training seed "
+        f"{recipe.seed}. `defendpp train {options} --output RUN` trains such a one; it "
+        f"took {schedule.spoken(schedule.seconds(Training(subject), place) or 0)} of one to two processor cores.\n"
         f"- **Weights**: {result['id']}, classifier.safetensors.",
         "## Figures",
         *_figures(subject, place),
         "## Limits",
-        f"Robust means: against changes of the pixels within these budgets, on images like those of {data}. It says "
-        "nothing of other changes (rotations, other scanners, other cameras), nor of larger budgets, and robust "
-        "accuracy under attacks is an upper bound: a better attack may find more. Certified accuracy is of this "
-        "network smoothed by noise (`defendpp certify`), not of its single answer. One training seed.",
+        (
+            f"Robust means: against changes of the pixels within these budgets, on images like those of {data}. It "
+            "says nothing of other changes (rotations, other scanners, other cameras), nor of larger budgets, and "
+            "robust accuracy under attacks is an upper bound: a better attack may find more. Certified accuracy is of "
+            "this network smoothed by noise (`defendpp certify`), not of its single answer. One training seed."
+        )
+        if subject.role == RESISTS
+        else f"Not to be relied on where anybody may attack it; {data}-robust is. One training seed.",
     ]
     return "\n\n".join(lines) + "\n"
 
 
+def _defence(recipe: Recipe) -> str:
+    """What is done beside classifying clean images."""
+    told = ""
+    if recipe.noise:
+        told += f"Gaussian noise of standard deviation {recipe.noise:g} on every image, "
+    if recipe.consistency:
+        told += f"and agreement of two noisy copies (weight {recipe.consistency:g}, Jeong and Shin 2020), "
+    if recipe.defence == "defend":
+        told += "an auto-encoder that shares the encoder, with low-pass images of several scales as its targets, "
+    return told
+
+
 def _figures(subject: Subject, place: Place) -> list[str]:
-    """What was measured of this one network."""
+    """What was measured of this one network, by attacks with a budget and certificates."""
     found: dict[str, Accuracy | MeanAccuracy] = {}
-    for name in (f"record-{subject.data}", f"robust-{subject.data}"):
-        table = robustness.TABLES[name]
-        row = next(each for each in table.rows if each.name == ROW)
+    names = [f"{kind}-{subject.data}" for kind in ("record", "robust")] if subject.role == RESISTS else ["table2"]
+    for name in names:
+        table = study.TABLES[name]
+        row = next(each for each in table.rows if each.role == subject.role)
         for column in table.columns:
-            _, groups = study.cell(table, row, column, subject.scale)
-            mine = next((group for group in groups if group[0].target == subject), None)
-            right = tables.right(mine, place, column.radius) if mine else None
-            is_cascade = column.name in robustness.budgets(subject.data)
-            if right is not None:  # what both tables have, the first has of more images
-                found.setdefault(f"Cascade, {column.name}" if is_cascade else column.name, tables.estimate([right]))
+            for groups in study.cell(table, row, column, subject.scale):
+                mine = next((group for group in groups if group[0].target == subject), None)
+                right = tables.right(mine, place, column.radius) if mine else None
+                if mine and right is not None:  # what two tables have, the first has of more images
+                    found.setdefault(_title(mine[0], column, subject), tables.estimate([right]))
     lines = [
         f"| {title} | {100 * each.value:.1f} ({100 * each.low:.1f}–{100 * each.high:.1f}) | {each.n:,} |"
         for title, each in found.items()
+        if title
     ]
     return [
-        "Test images; 95 % intervals (Wilson); white-box; budgets and radii in pixel units; what "
-        "the attacks are stands in the project's docs/robustness.md.",
+        "Test images; 95 % intervals (Wilson); white-box unless it says otherwise; budgets and radii in pixel units; "
+        "what the attacks are stands in the project's docs/robustness.md and docs/study.md.",
         "\n".join(["| | accuracy in % | n |", "|---|---:|---:|", *lines]),
     ]
+
+
+def _title(measured: study.Measurement, column: paper.Column, subject: Subject) -> str:
+    """Of a line of the figures; empty for attacks of any size, whose accuracy says little."""
+    attack = measured.attack
+    if attack is None or column.radius is not None or column.name not in paper.attacks(subject.data):
+        return f"Cascade, {column.name}" if column.name in robustness.budgets(subject.data) else column.name
+    if attack.epsilon is None:
+        return ""
+    made_on = "" if measured.is_white_box else ", made on mnist-undefended"
+    return f"{column.name}, L∞ {attack.epsilon:g}{made_on}"
 
 
 def publish(name: str, networks: Path) -> None:
