@@ -1,6 +1,8 @@
 import copy
+import math
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from defendpp.objective import Defend, Terms, cross_entropy, reconstruction_term
 from defendpp.training import (
     DivergedError,
     Fitted,
+    LearningRate,
     Phase,
     _derive,
     alternating,
@@ -320,6 +323,23 @@ def test_the_last_epoch_is_kept_where_it_is_asked_for(data: Data, tmp_path: Path
 def test_step_decay_is_the_paper_s_schedule() -> None:
     rate = step_decay(0.01, every=100)
     assert [rate(epoch) for epoch in (0, 99.9, 100, 200, 249)] == pytest.approx([0.01, 0.01, 1e-3, 1e-4, 1e-4])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "settings", "sentence"),
+    [
+        (one_cycle, {"peak": -1.0, "epochs": 2}, "peak must be above 0 and finite, not -1.0"),
+        (one_cycle, {"peak": 0.1, "epochs": 0}, "epochs must be above 0 and finite, not 0"),
+        (one_cycle, {"peak": 0.1, "epochs": 2, "warm_up": 1.0}, "warm_up is a share of the epochs .* not 1.0"),
+        (step_decay, {"initial": 0.1, "every": 0}, "every must be above 0 and finite, not 0"),
+        (step_decay, {"initial": math.nan, "every": 1}, "initial must be above 0 and finite, not nan"),
+    ],
+)
+def test_a_schedule_that_is_none_is_refused(
+    schedule: Callable[..., LearningRate], settings: dict[str, float], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        schedule(**settings)
 
 
 def test_one_cycle_rises_and_falls() -> None:

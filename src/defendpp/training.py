@@ -67,18 +67,34 @@ def alternating(cycles: int, *, auto_encoder_epochs: int, classifier_epochs: int
 
 
 def step_decay(initial: float, *, every: float, factor: float = 0.1) -> LearningRate:
-    """The paper's schedule (section 4.1): times `factor` after every `every` epochs."""
+    """The paper's schedule (section 4.1): times `factor` after every `every` epochs.
+
+    Raises `ValueError` unless all three are above 0.
+    """
+    _check_above_zero(initial=initial, every=every, factor=factor)
     return lambda epoch: initial * factor ** (epoch // every)
 
 
 def one_cycle(peak: float, *, epochs: float, warm_up: float = 0.25) -> LearningRate:
-    """For short trainings: linearly from 0 up to `peak` in the first `warm_up` of the epochs, then linearly to 0."""
+    """For short trainings: linearly from 0 up to `peak` in the first `warm_up` of the epochs, then linearly to 0.
+
+    Raises `ValueError` unless peak and epochs are above 0 and `warm_up`, a share of the epochs, is above 0 and below 1.
+    """
+    _check_above_zero(peak=peak, epochs=epochs, warm_up=warm_up)
+    if warm_up >= 1:
+        raise ValueError(f"warm_up is a share of the epochs and must be below 1, not {warm_up}")
 
     def rate(epoch: float) -> float:
         done = epoch / epochs
         return peak * max(0.0, min(done / warm_up, (1 - done) / (1 - warm_up)))
 
     return rate
+
+
+def _check_above_zero(**values: float) -> None:
+    for name, value in values.items():
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} must be above 0 and finite, not {value}")
 
 
 class DivergedError(RuntimeError):

@@ -350,6 +350,8 @@ BAD_ARGUMENTS: list[tuple[Attack, dict[str, Any], str]] = [
     (fgsm, {"epsilon": -0.1}, "epsilon must be finite and at least 0, got -0.1"),
     (bim, {"epsilon": float("nan")}, "epsilon must be finite and at least 0, got nan"),
     (pgd, {"epsilon": float("inf")}, "epsilon must be finite and at least 0, got inf"),
+    (pgd, {"epsilon": 8}, "an L∞ epsilon is in pixel units of [0, 1] and at most 1, got 8: 8/255?"),
+    (square, {"epsilon": 1.5}, "an L∞ epsilon is in pixel units of [0, 1] and at most 1, got 1.5: 1.5/255?"),
     (pgd, {"epsilon": torch.tensor([0.25, -0.5])}, "epsilon must be finite and at least 0, got -0.5"),
     (pgd, {"epsilon": torch.ones(3)}, "epsilon must be one number or one per image, got shape (3,) for 2 images"),
     (bim, {"epsilon": 0.1, "step_size": -1.0}, "step_size must be finite and at least 0, got -1.0"),

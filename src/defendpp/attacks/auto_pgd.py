@@ -19,7 +19,6 @@ from defendpp.attacks.engine import (
     attacking,
     check_at_least,
     check_inputs,
-    check_norm,
     check_start,
     column,
     cross_entropy,
@@ -27,7 +26,7 @@ from defendpp.attacks.engine import (
     into_l2_ball,
     is_adversarial,
     margin,
-    per_image,
+    radius_of_ball,
     recheck,
     unit,
 )
@@ -72,10 +71,9 @@ def auto_pgd(
     `targeted` or a loss of one's own, and for a start of another shape than the images.
     """
     check_inputs(images, labels)
-    radius = per_image("epsilon", epsilon, images)
+    radius = radius_of_ball(epsilon, norm, images)
     check_at_least("steps", steps, 1)
     check_at_least("restarts", restarts, 1)
-    check_norm(norm)
     check_start(start, images)
     if targets is not None:
         if targeted or not isinstance(loss, str):

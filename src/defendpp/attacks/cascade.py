@@ -17,11 +17,10 @@ from defendpp.attacks.engine import (
     attacking,
     check_at_least,
     check_inputs,
-    check_norm,
     column,
     is_adversarial,
     margin,
-    per_image,
+    radius_of_ball,
     recheck,
 )
 from defendpp.attacks.gradient_sign import Norm
@@ -59,13 +58,12 @@ def cascade(
     Raises ValueError as `auto_pgd` does, and for first_steps, steps or restarts < 1 or targets or squares < 0.
     """
     check_inputs(images, labels)
-    radius = per_image("epsilon", epsilon, images).flatten()
+    radius = radius_of_ball(epsilon, norm, images).flatten()
     check_at_least("first_steps", first_steps, 1)
     check_at_least("steps", steps, 1)
     check_at_least("restarts", restarts, 1)
     check_at_least("targets", targets, 0)
     check_at_least("squares", squares, 0)
-    check_norm(norm)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
 
     with attacking(model, images, labels) as (classify, clean, labels):

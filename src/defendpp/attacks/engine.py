@@ -129,6 +129,15 @@ def per_image(name: str, value: float | Tensor, images: Tensor) -> Tensor:
     return column(values.to(images).expand(len(images)), images)
 
 
+def radius_of_ball(epsilon: float | Tensor, norm: str, images: Tensor) -> Tensor:
+    """The budget as a column (batch, 1, ..., 1): finite and >= 0, and at most 1 in L∞, or ValueError."""
+    check_norm(norm)
+    radius = per_image("epsilon", epsilon, images)
+    if norm == "linf" and len(radius) and (largest := radius.max().item()) > 1:
+        raise ValueError(f"an L∞ epsilon is in pixel units of [0, 1] and at most 1, got {largest:g}: {largest:g}/255?")
+    return radius
+
+
 def column(values: Tensor, images: Tensor) -> Tensor:
     """(batch,) as (batch, 1, ..., 1), to broadcast against the images."""
     return values.reshape(-1, *[1] * (images.ndim - 1))

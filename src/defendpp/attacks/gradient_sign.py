@@ -17,7 +17,6 @@ from defendpp.attacks.engine import (
     attacking,
     check_at_least,
     check_inputs,
-    check_norm,
     column,
     cross_entropy,
     gradient_pass,
@@ -25,6 +24,7 @@ from defendpp.attacks.engine import (
     is_adversarial,
     margin,
     per_image,
+    radius_of_ball,
     recheck,
     unit,
 )
@@ -132,7 +132,7 @@ def pgd(
     or step_size, steps or restarts < 1, several restarts without a random start, or an unknown norm or loss.
     """
     check_inputs(images, labels)
-    radius = per_image("epsilon", epsilon, images)
+    radius = radius_of_ball(epsilon, norm, images)
     size = radius / 10 if step_size is None else per_image("step_size", step_size, images)
     check_at_least("steps", steps, 1)
     check_at_least("restarts", restarts, 1)
@@ -140,7 +140,6 @@ def pgd(
         raise ValueError(
             f"restarts must be 1 without a random start, which would repeat the same attack, got {restarts}"
         )
-    check_norm(norm)
     objective = _objective(loss, targeted)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
 

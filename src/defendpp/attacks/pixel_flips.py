@@ -17,7 +17,7 @@ from defendpp.attacks.engine import (
     gradient_pass,
     is_adversarial,
     margin,
-    per_image,
+    radius_of_ball,
     recheck,
 )
 from defendpp.attacks.gradient_sign import BestSoFar, unbroken
@@ -50,7 +50,7 @@ def pixel_flips(
     Raises ValueError as `bim` does, for candidates < 1, and for a threshold outside [0, 1).
     """
     check_inputs(images, labels)
-    radius = per_image("epsilon", epsilon, images)
+    radius = radius_of_ball(epsilon, "l2", images)
     check_at_least("steps", steps, 1)
     check_at_least("candidates", candidates, 1)
     if not 0 <= threshold < 1:

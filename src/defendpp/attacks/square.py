@@ -18,7 +18,7 @@ from defendpp.attacks.engine import (
     check_start,
     is_adversarial,
     margin,
-    per_image,
+    radius_of_ball,
     recheck,
 )
 from defendpp.attacks.gradient_sign import COMPACT_EVERY, BestSoFar, unbroken
@@ -51,7 +51,7 @@ def square(
     Raises ValueError as `pgd` does, for queries < 1 and for a start of another shape than the images.
     """
     check_inputs(images, labels)
-    radius = per_image("epsilon", epsilon, images)
+    radius = radius_of_ball(epsilon, "linf", images)
     check_at_least("queries", queries, 1)
     check_start(start, images)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
