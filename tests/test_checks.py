@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from defendpp import attacks
+from defendpp.adaptive import stand_ins
 from defendpp.attacks import AttackResult
 from defendpp.binarisation import find_planted
 from defendpp.checks import BY_GRADIENT, Check, check
+from defendpp.purifier import Binarise, Purified
 
 EPSILON = 0.1
 SIDE = 6
@@ -287,6 +289,15 @@ def test_another_gradient_of_the_same_model_does_better() -> None:
     assert verdicts(honest(), views=[Masked(1.0)])["the right gradient"] == "passed"
     found = verdicts(Masked(-1.0), views=[Masked(1.0)])
     assert found["the right gradient"] == "failed"
+
+
+def test_a_model_behind_a_threshold_is_attacked_through_what_stands_in_for_it() -> None:
+    behind = Purified(Binarise(0.5), honest())
+    assert stand_ins(behind) != [behind]
+    found = verdicts(behind)
+    assert found["gradients"] == "passed"
+    assert "the right gradient" in found
+    assert verdicts(behind, views=[])["gradients"] == "failed"  # its own
 
 
 def test_no_images_are_nothing_to_check() -> None:

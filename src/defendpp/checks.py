@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from defendpp import attacks, binarisation
+from defendpp.adaptive import stand_ins
 from defendpp.attacks import AttackResult, Prepared
 from defendpp.attacks.engine import attacking, cross_entropy, gradient_pass, margin
 from defendpp.attacks.gradient_sign import Norm
@@ -52,7 +53,7 @@ def check(
     attack: Attack | None = None,
     steps: int = 40,
     others: Sequence[nn.Module] = (),
-    views: Sequence[nn.Module] = (),
+    views: Sequence[nn.Module] | None = None,
     queries: int = 500,
     seed: int = 0,
 ) -> list[Check]:
@@ -60,14 +61,18 @@ def check(
 
     attack: what the robust accuracy was measured with, by default `attacks.pgd` on the margin. steps: of the attack;
     the check of convergence doubles them. others: other classifiers for the same images, for the transfer check; an
-    undefended network of the same architecture is the usual one. views: the same model with other gradients, where its
-    own passes none (`adaptive.stand_ins`); they are one check more. queries: of Square. The attack is tried on what
-    the model gets right. A check that has nothing to go by is "not judged", and says why. The model is left as found.
+    undefended network of the same architecture is the usual one. views: the same model with other gradients; they are
+    one check more. By default a model behind a purifier, which passes no gradient, is attacked through the first of
+    its `adaptive.stand_ins`, and the others are its views. queries: of Square. The attack is tried on what the model
+    gets right. A check that has nothing to go by is "not judged", and says why. The model is left as found.
 
     Raises `ValueError` where there are no images.
     """
     if not len(images):
         raise ValueError("there are no images to check on")
+    if views is None:
+        model, *views = stand_ins(model)
+    others = [stand_ins(each)[0] for each in others]
     found = [
         _judged("evaluation mode", lambda: evaluation_mode(model.original if isinstance(model, Prepared) else model)),
         _judged("logits", lambda: logits(model, images)),

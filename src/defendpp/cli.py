@@ -307,7 +307,6 @@ def check(
         seed: Of what is random in the attacks.
     """
     from defendpp import checks, runs, threats
-    from defendpp.adaptive import stand_ins
 
     trained, *surrogates = [runs.load_run(folder) for folder in (run, *others)]
     if norm == "l2" and epsilon is None:
@@ -317,16 +316,14 @@ def check(
     shown, labels = (each.to(place) for each in split.batch(range(len(split))))
     epsilon = threats.usual_epsilon(trained.image_shape) if epsilon is None else epsilon
     threats.check_budget("pgd", norm, epsilon, {"steps": steps})
-    followed, *other_ways = stand_ins(trained.classifier.to(place))
     found = checks.check(
-        followed,
+        trained.classifier.to(place),
         shown,
         labels,
         epsilon=epsilon,
         norm=norm,
         steps=steps,
-        others=[stand_ins(each.classifier.to(place))[0] for each in surrogates],
-        views=other_ways,
+        others=[each.classifier.to(place) for each in surrogates],
         seed=seed,
     )
     for each in found:

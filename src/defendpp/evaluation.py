@@ -637,7 +637,7 @@ def _checked(
     norm, epsilon = budget or ("linf", threats.usual_epsilon(split.pixels.shape))
     other = next((one for one in networks if one.id != each.id), None)
     followed, *other_ways = stand_ins(each.model)
-    made_of = [checks.better_than_chance.__name__, *checks.BY_GRADIENT, *["stand-ins"] * len(other_ways)]
+    made_of = ["better than chance", *checks.BY_GRADIENT, *["stand-ins"] * len(other_ways)]
     key = short_hash([norm, epsilon, digest(split), other and other.id, seed, *made_of])
     path = folder / "checks" / f"{each.id}-{key}.json"
     if not path.exists():
@@ -648,7 +648,7 @@ def _checked(
         found = checks.check(
             prepare(followed, images[:8]), images, labels, epsilon=epsilon,
             norm="l2" if norm == "l2" else "linf", seed=seed,
-            others=[stand_ins(other.model.to(place))[0]] if other else [], views=other_ways,
+            others=[other.model.to(place)] if other else [], views=other_ways,
         )  # fmt: skip
         text = json.dumps([asdict(check) for check in found], indent=2) + "\n"
         write_whole(path, lambda partial: partial.write_text(text))
