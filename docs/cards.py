@@ -6,7 +6,6 @@ python docs/cards.py --weights study/networks
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 from defendpp import paper, published, robustness, schedule, study, tables
@@ -19,9 +18,9 @@ PLACE = Place(ROOT / "results" / "study", ROOT / "study")
 NETWORKS = {
     "mnist-robust": Subject("steady", "mnist", "resnet18", 1, "cpu"),
     "cifar10-robust": Subject("steady", "cifar10", "resnet18", 1, "cpu"),
-    "mnist-undefended": Subject("source", "mnist", "resnet18", paper.SOURCE_SEEDS[2], "cpu"),
-    "mnist-undefended-2": Subject("none", "mnist", "resnet18", 2, "cpu"),
-    "mnist-defend": Subject("ours", "mnist", "resnet18", 2, "cpu"),
+    "mnist-undefended": Subject("source", "mnist", "resnet18", paper.SOURCE_SEEDS[paper.ONE_SEED["mnist"]], "cpu"),
+    "mnist-undefended-2": Subject("none", "mnist", "resnet18", paper.ONE_SEED["mnist"], "cpu"),
+    "mnist-defend": Subject("ours", "mnist", "resnet18", paper.ONE_SEED["mnist"], "cpu"),
 }
 IS = {
     "steady": "that resists an attacker who knows its weights, trained on clean images only, without a decoder and "
@@ -29,7 +28,7 @@ IS = {
     "source": "without a defence, to make images on that are shown to other networks",
     "none": "without a defence, of another training seed than mnist-undefended: what it keeps of images made on that "
     "one is the worth of not being the network attacked, and the least that a defence must beat",
-    "ours": "trained as the paper trains Defend++, to be compared: with the decoder that is thrown away, without noise",
+    "ours": "trained with the paper's decoder and objective, at the scale of the study, to be compared",
 }
 """What each is, by its role."""
 RESISTS = "steady"
@@ -70,7 +69,7 @@ def card(name: str, place: Place = PLACE) -> str:
             "this network smoothed by noise (`defendpp certify`), not of its single answer. One training seed."
         )
         if subject.role == RESISTS
-        else f"Not to be relied on where anybody may attack it; {data}-robust is. One training seed.",
+        else f"Not to be relied on where anybody may attack it; {data}-robust resists more. One training seed.",
     ]
     return "\n\n".join(lines) + "\n"
 
@@ -112,6 +111,11 @@ def _figures(subject: Subject, place: Place) -> list[str]:
     ]
 
 
+def _name(subject: Subject) -> str:
+    """What a network is called here, or in the study."""
+    return next((name for name, each in NETWORKS.items() if each == subject), str(subject))
+
+
 def _title(measured: study.Measurement, column: paper.Column, subject: Subject) -> str:
     """Of a line of the figures; empty for attacks of any size, whose accuracy says little."""
     attack = measured.attack
@@ -119,17 +123,8 @@ def _title(measured: study.Measurement, column: paper.Column, subject: Subject) 
         return f"Cascade, {column.name}" if column.name in robustness.budgets(subject.data) else column.name
     if attack.epsilon is None:
         return ""
-    made_on = "" if measured.is_white_box else ", made on mnist-undefended"
+    made_on = "" if measured.is_white_box else f", made on {_name(measured.source)}"
     return f"{column.name}, L∞ {attack.epsilon:g}{made_on}"
-
-
-def publish(name: str, networks: Path) -> None:
-    """Copy a run to the published networks, where it is called as people load it."""
-    source, target = networks / NETWORKS[name].recipe.hash, published.FOLDER / name
-    target.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source / "classifier.safetensors", target / "classifier.safetensors")
-    about = {**json.loads((source / "run.json").read_text()), "name": name}
-    (target / "run.json").write_text(json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":
@@ -138,6 +133,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     for each in NETWORKS:
         if arguments.weights and (arguments.weights / NETWORKS[each].recipe.hash / "classifier.safetensors").exists():
-            publish(each, arguments.weights)
+            published.copy(arguments.weights / NETWORKS[each].recipe.hash, published.FOLDER / each, each)
         if each in published.names():
             (published.FOLDER / each / "README.md").write_text(card(each))

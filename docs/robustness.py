@@ -52,7 +52,7 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
         "largest L2 norm.\n"
         "- **Training seeds** 1, 2, 3 in the first table of MNIST on clean images and at "
         f"{', '.join(robustness.OVER_SEEDS)}, at its other budgets {paper.ONE_SEED['mnist']}, everywhere else "
-        f"{robustness.PUBLISHED_SEED}. Attacks: seed 0.\n"
+        f"{robustness.RECORD_SEED}. Attacks: seed 0.\n"
         "- **Images**: a cell with fewer than all test images has the same random subset as all others of so many, "
         "which may be easier or harder than the rest: compare cells of one number of images only.\n"
         "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "

@@ -300,6 +300,12 @@ def test_a_model_behind_a_threshold_is_attacked_through_what_stands_in_for_it() 
     assert verdicts(behind, views=[])["gradients"] == "failed"  # its own
 
 
+def test_budgets_near_and_at_the_whole_range_are_checked_too() -> None:
+    assert {each.name: each.verdict for each in check(honest(), IMAGES, LABELS, epsilon=0.6)}["monotone"] == "passed"
+    found = {each.name: each for each in check(honest(), IMAGES, LABELS, epsilon=1.0)}
+    assert found["monotone"].detail == "the budget allows any image"
+
+
 def test_no_images_are_nothing_to_check() -> None:
     with pytest.raises(ValueError, match="no images to check on"):
         check(honest(), IMAGES[:0], LABELS[:0], epsilon=EPSILON)

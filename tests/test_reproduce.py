@@ -74,19 +74,31 @@ def test_a_training_whose_kept_result_is_of_other_weights_is_not_done(place: Pla
 def test_a_network_that_comes_with_the_package_is_not_trained_again(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = tmp_path / "published" / "mine"
-    shutil.copytree(place.run(OTHER.recipe), given)
-    about = json.loads((given / "run.json").read_text())
-    (given / "run.json").write_text(json.dumps(about | {"name": "mine"}))
-    monkeypatch.setattr(published, "FOLDER", given.parent)
+    published.copy(place.run(OURS.recipe), tmp_path / "published" / "mine", "mine")
+    monkeypatch.setattr(published, "FOLDER", tmp_path / "published")
     monkeypatch.setattr(reproduce, "train", lambda *_, **__: pytest.fail("it was trained"))
     elsewhere = Place(tmp_path / "results", tmp_path / "work")
     for _ in range(2):  # also where its result is kept already
-        perform(Training(OTHER), elsewhere)
-        assert Training(OTHER).is_done(elsewhere)
-        assert load_run(elsewhere.run(OTHER.recipe)).id == load_run(place.run(OTHER.recipe)).id
+        perform(Training(OURS), elsewhere)
+        assert Training(OURS).is_done(elsewhere)
+        run = load_run(elsewhere.run(OURS.recipe))
+        assert (run.id, run.name) == (load_run(place.run(OURS.recipe)).id, str(OURS))
+        assert run.objective  # its decoder too
         shutil.rmtree(elsewhere.work)
-    assert json.loads(Training(OTHER).file(elsewhere).read_text())["name"] == str(OTHER)
+
+
+def test_a_network_that_comes_with_the_package_does_not_replace_one_trained_elsewhere(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published.copy(place.run(OTHER.recipe), tmp_path / "published" / "mine", "mine")
+    monkeypatch.setattr(published, "FOLDER", tmp_path / "published")
+    elsewhere = Place(tmp_path / "results", tmp_path / "work")
+    kept = Training(OTHER).file(elsewhere)
+    kept.parent.mkdir(parents=True)
+    kept.write_text(json.dumps(json.loads(Training(OTHER).file(place).read_text()) | {"id": "another"}))
+    monkeypatch.setattr(reproduce, "train", lambda *_, **__: (_ for _ in ()).throw(InterruptedError))
+    with pytest.raises(InterruptedError):  # it would be trained
+        perform(Training(OTHER), elsewhere)
 
 
 def test_a_training_leaves_its_result_beside_the_records(place: Place) -> None:
@@ -220,7 +232,7 @@ def test_figure_8_measures_ours_on_the_sources_images_and_on_its_own(place: Plac
 
 def test_a_job_that_fails_leaves_no_file(place: Place) -> None:
     jobs: list[Job] = [
-        Measurement(replace(OURS, seed=9), SOURCE, BIM, 20),
+        Measurement(replace(OURS, seed=3), SOURCE, BIM, 20),
         Training(replace(OURS, role="ours, fine-tuned", network="vgg16")),  # whose source was never trained
     ]
     for job in jobs:

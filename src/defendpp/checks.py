@@ -205,6 +205,11 @@ class _Trial:
         random = torch.Generator().manual_seed(self.seed)
         return self.attack(model, images, labels, epsilon=epsilon, steps=steps, restarts=restarts, generator=random)
 
+    @property
+    def largest(self) -> float:
+        """The budget within which any image lies."""
+        return 1.0 if self.norm == "linf" else float(self.images[0].numel() ** 0.5)
+
     def broken(self) -> Bool[Tensor, " batch"]:
         """By the attack as it is."""
         if self.usual is None:
@@ -223,13 +228,11 @@ class _Trial:
         return text
 
     def unbounded(self) -> str:
-        largest = 1.0 if self.norm == "linf" else self.images[0].numel() ** 0.5
-        share = float((~self.run(self.model, largest, self.steps).success).float().mean())
+        share = float((~self.run(self.model, self.largest, self.steps).success).float().mean())
+        resist = f"{100 * share:.0f} % of {len(self.images)} images resist"
         if share > TOLERATED:
-            raise Complaint(
-                f"with any image allowed (epsilon {largest:g}), {100 * share:.0f} % of {len(self.images)} images resist"
-            )
-        return f"with any image allowed, {100 * share:.0f} % of {len(self.images)} images resist"
+            raise Complaint(f"with any image allowed (epsilon {self.largest:g}), {resist}")
+        return f"with any image allowed, {resist}"
 
     def single_step(self) -> str:
         one = attacks.bim(
@@ -268,9 +271,12 @@ class _Trial:
         return self.compare("twice the steps or three starts", more | again)
 
     def monotone(self) -> str:
-        larger = self.run(self.model, 2 * self.epsilon, self.steps).success
-        lost = int((self.broken() & ~larger).sum())
-        return self.few(lost, f"{lost} of {len(self.images)} images resist twice the budget and not the budget")
+        larger = min(2 * self.epsilon, self.largest)
+        if larger <= self.epsilon:
+            raise NothingToJudgeBy("the budget allows any image")
+        lost = int((self.broken() & ~self.run(self.model, larger, self.steps).success).sum())
+        told = "twice the budget" if larger == 2 * self.epsilon else f"a budget of {larger:g}"
+        return self.few(lost, f"{lost} of {len(self.images)} images resist {told} and not the budget")
 
     def silent(self, n: int = 20) -> str:
         """Images one by one, so that every pass of the model is about the same image."""

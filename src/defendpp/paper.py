@@ -20,7 +20,8 @@ SOURCE_SEEDS = {1: 0, 2: 4, 3: 5}
 rows descend from which do not start from nothing. Only the row "No defense" has these seeds. Each of three training
 seeds is so the whole experiment again, its source included."""
 ONE_SEED = {"mnist": 2, "cifar10": 1, "imagenet": 1}
-"""The training seed of rows that have one, but for few: that of which source and Defend++ come with the package."""
+"""The training seed of most rows and columns that have but one. On MNIST it is the one whose source, undefended and
+Defend++ networks come with the package, so that what is missing can be measured anywhere."""
 NETWORKS = {"resnet18": "ResNet-18", "resnet50": "ResNet-50", "vgg16": "VGG16", "pretrained": "a pretrained network"}
 EPSILON = {"mnist": 0.2, "cifar10": 0.05, "imagenet": 0.01}
 """L∞ budgets of section 4.1, in pixel units. It gives them for FGSM; BIM's and PGD's are taken to be the same."""
@@ -287,17 +288,25 @@ def attacks(data: str) -> dict[str, Attack]:
     }
 
 
+def source_seed(seed: int) -> int:
+    """`SOURCE_SEEDS` of a row's training seed. Raises `ValueError` for one that the study does not have."""
+    if seed not in SOURCE_SEEDS:
+        raise ValueError(f"training seeds of the study are {', '.join(map(str, SOURCE_SEEDS))}, not {seed}")
+    return SOURCE_SEEDS[seed]
+
+
 def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recipe:
     """How the network of a role is trained; `start` and `attacked_run` name other recipes by their hash.
 
     scale "paper": section 4.1, or the authors' released scripts where it is silent. "cpu": the same at a quarter of the
-    width (VGG16's is the authors', which is as narrow), fewer epochs and a schedule for these.
+    width (VGG16's is the authors', which is as narrow), fewer epochs and a schedule for these. seed: of a source its
+    own, of the other roles one that has a source.
 
-    Raises `ValueError` for a role that the study does not have on these data.
+    Raises `ValueError` for a role that the study does not have on these data, and for a seed without a source.
     """
     is_full = scale == "paper"
     plain = _plain(data, network, scale)
-    source = replace(plain, seed=seed if role == "source" else SOURCE_SEEDS.get(seed, 0))
+    source = replace(plain, seed=seed if role == "source" else source_seed(seed))
     if plain.pretrained:  # published weights as they are; the other rows start from them
         source = replace(source, epochs=0)
     if role == "source":

@@ -4,7 +4,11 @@
 """
 
 import json
+import shutil
+from functools import partial
 from pathlib import Path
+
+from defendpp.files import write_whole
 
 FOLDER = Path(__file__).parent / "published"
 
@@ -24,6 +28,14 @@ def of(recipe_hash: str) -> Path | None:
     """The folder of the published network of this recipe; None where there is none."""
     abouts = {path: json.loads(path.read_text()) for path in FOLDER.glob("*/run.json")}
     return next((path.parent for path, about in abouts.items() if about["recipe_hash"] == recipe_hash), None)
+
+
+def copy(run: Path, folder: Path, name: str) -> None:
+    """The weights and the result of a finished run in another folder, under this name; the result last."""
+    about = json.dumps({**json.loads((run / "run.json").read_text()), "name": name}, indent=2) + "\n"
+    for weights in run.glob("*.safetensors"):
+        write_whole(folder / weights.name, partial(shutil.copyfile, weights))
+    write_whole(folder / "run.json", lambda path: path.write_text(about))
 
 
 def card(name: str) -> str:

@@ -7,7 +7,7 @@ import fcntl
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
@@ -26,6 +26,7 @@ from defendpp.execution import Execution
 from defendpp.files import write_arrays, write_whole
 from defendpp.progress import Progress
 from defendpp.purifier import Purified
+from defendpp.recipe import Recipe
 from defendpp.runs import Run, load_run, train
 from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training
 from defendpp.threats import Attack
@@ -78,18 +79,15 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _train(job: Training, place: Place, data_root: Path | None, device: str | None, bar: bool) -> None:
     recipe = job.subject.recipe
-    folder = place.run(recipe)
-    kept = job.file(place)
-    given = published.of(recipe.hash)
-    if given is not None and not _is_finished(folder):
-        _take(given, folder, json.loads(kept.read_text())["name"] if kept.exists() else str(job.subject))
-    elif not _is_finished(folder):
+    folder, kept = place.run(recipe), job.file(place)
+    before = json.loads(kept.read_text()) if kept.exists() else {"name": str(job.subject)}
+    if not _is_finished(folder) and not _is_given(recipe, before, folder):
         loaded = _data(recipe.data, data_root, recipe.image_size, recipe.split_seed)
         execution = EXECUTION[job.subject.data]
         accelerator = "auto" if device is None else "gpu" if device.startswith("cuda") else device
         train(recipe, loaded, folder, name=str(job.subject), execution=execution, accelerator=accelerator, progress=bar)
     trained = {**json.loads((folder / "run.json").read_text()), "id": _run(folder).id}
-    if kept.exists() and json.loads(kept.read_text()).get("id") != trained["id"]:
+    if before.get("id", trained["id"]) != trained["id"]:
         raise FileExistsError(
             f"{kept} is of other weights than {folder}, which this training of {job.subject} came to (another machine, "
             "number of threads or version): give the study a new folder, --results NEW, or its tables would mix two "
@@ -99,12 +97,17 @@ def _train(job: Training, place: Place, data_root: Path | None, device: str | No
     write_whole(kept, lambda path: path.write_text(text))
 
 
-def _take(given: Path, folder: Path, name: str) -> None:
-    """A network that comes with the package in place of training it anew, which elsewhere comes to other weights."""
-    about = json.dumps({**json.loads((given / "run.json").read_text()), "name": name}, indent=2) + "\n"
-    weights = "classifier.safetensors"
-    write_whole(folder / weights, lambda path: shutil.copyfile(given / weights, path))
-    write_whole(folder / "run.json", lambda path: path.write_text(about))  # last: with it the run is finished
+def _is_given(recipe: Recipe, kept: Mapping[str, Any], folder: Path) -> bool:
+    """Put into `folder` the network of this recipe that comes with the package, unless a training elsewhere was kept.
+
+    Trained anew it would be of other weights than those that the records beside the package speak of.
+    """
+    given = published.of(recipe.hash)
+    if given is None or kept.get("id", _run(given).id) != _run(given).id:
+        return False
+    shutil.rmtree(folder, ignore_errors=True)  # an own training that was under way
+    published.copy(given, folder, kept["name"])
+    return True
 
 
 def _make(job: Making, place: Place, data_root: Path | None, device: str | None, progress: Progress | None) -> None:

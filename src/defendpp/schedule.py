@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from defendpp import networks
+from defendpp import networks, published
 from defendpp.progress import bar
 from defendpp.purifier import ComDefend
 from defendpp.reproduce import perform
@@ -150,6 +150,8 @@ def cost(job: Job) -> float:
     """FLOP of a job, roughly: a backward pass costs twice a forward pass, of which half where only images need it."""
     if isinstance(job, Picture):
         return 1e13
+    if isinstance(job, Training) and published.of(job.subject.recipe.hash):  # taken
+        return 0.0
     subject = job.subject if isinstance(job, Training) else job.source
     recipe = subject.recipe
     once = flops(recipe.network, recipe.width, recipe.stem, recipe.defence, subject.data)
@@ -181,7 +183,7 @@ def seconds_left(left: Sequence[Job], done: Sequence[Job], place: Place) -> floa
     rates: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for job in done:
         took = seconds(job, place)
-        if took:
+        if took and cost(job):
             for key in _likeness(job):
                 rates[key].append(cost(job) / took)
     typical = {key: median(each) for key, each in rates.items()}

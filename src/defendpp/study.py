@@ -57,9 +57,9 @@ class Subject:
     @property
     def source(self) -> "Subject":
         """The undefended network of the same architecture, which the paper's protocol attacks."""
-        return (
-            self if self.role == "source" else replace(self, role="source", seed=paper.SOURCE_SEEDS.get(self.seed, 0))
-        )
+        if self.role == "source":
+            return self
+        return replace(self, role="source", seed=paper.source_seed(self.seed))
 
     def __str__(self) -> str:
         return f"{self.role} ({self.data}, {paper.NETWORKS[self.network]}, seed {self.seed})"
@@ -292,13 +292,14 @@ def cell(
             transfer.append([Measurement(target, source, attack, many)])
         if source == target and transfer:
             white_box.append(transfer[-1])
-        elif source in (target, target.source) and "white-box" in column.protocols:
+        elif column.source in (None, network) and "white-box" in column.protocols:
             every = [robustness.fitting(attacks[name], target.recipe) for name in (column.attack, *column.also)]
             white_box.append(
                 [Measurement(target, target, each, few, way) for each in every for way in _ways(role, each)]
             )
             if column.twin:
-                twin = replace(source, seed=robustness.TWIN_SEED[table.data], role="source")
+                seed = paper.ONE_SEED[table.data] if scale == "cpu" else 1
+                twin = replace(source, seed=paper.SOURCE_SEEDS[seed])
                 white_box[-1].append(Measurement(target, twin, attacks[column.twin], few))
     return transfer, white_box
 
@@ -323,36 +324,39 @@ def figure6(scale: Scale) -> dict[tuple[str, str], list[Measurement]]:
 
 def measurements(name: str, scale: Scale) -> list[Measurement]:
     """What a table or a figure is drawn from."""
+    return [each for _, each in _measurements_in_turn(name, scale)]
+
+
+def _measurements_in_turn(name: str, scale: Scale) -> list[tuple[int, Measurement]]:
+    """`measurements`, each with its turn: 0 for the first training seed of its cell, 1 for the second."""
     if name == "figure6":
-        return [each for series in figure6(scale).values() for each in series]
+        return [(0, each) for series in figure6(scale).values() for each in series]
     table = TABLES.get(name)
     cells = [cell(table, row, column, scale) for row in table.rows for column in table.columns] if table else []
-    return [each for made in cells for protocol in made for alternatives in protocol for each in alternatives]
+    return [
+        (turn, each)
+        for made in cells
+        for protocol in made
+        for turn, alternatives in enumerate(protocol)
+        for each in alternatives
+    ]
 
 
 def plan(names: Iterable[str], scale: Scale) -> list[Job]:
     """All jobs behind these tables and figures, each once, in an order in which they can be done.
 
-    First training seeds of all come before second ones: a study that stops early has every table.
+    First training seeds of all cells come before second ones: a study that stops early has every table.
     """
     wanted: list[tuple[int, Measurement | Picture]] = []
     for name in names:
-        measured = measurements(name, scale)
-        wanted += zip(_turns(measured), measured, strict=True)
+        measured = _measurements_in_turn(name, scale)
+        wanted += measured
         if name in paper.FIGURES and not measured:
             wanted.append((0, Picture(name, scale)))
     jobs: dict[str, Job] = {}
     for _, each in sorted(wanted, key=lambda pair: pair[0]):
         _add(each, jobs)
     return list(jobs.values())
-
-
-def _turns(measured: Sequence[Measurement]) -> list[int]:
-    """When each has its turn: 0 for the first training seed of its row, 1 for the second."""
-    seeds: dict[tuple[str, str], set[int]] = {}
-    for each in measured:
-        seeds.setdefault((each.target.role, each.target.network), set()).add(each.target.seed)
-    return [sorted(seeds[each.target.role, each.target.network]).index(each.target.seed) for each in measured]
 
 
 def _add(job: Job, jobs: dict[str, Job]) -> None:

@@ -187,15 +187,15 @@ def _note(rows: Sequence[tuple[str, str, Sequence[Cell]]], numbers: Sequence[tup
     if numbers:
         note += f", on {max(n for n, _ in numbers):,} test images or as many as the cell says"
     if any(seeds > 1 for _, seeds in numbers):
-        note += "; mean over three training seeds where a row has three"
+        note += "; mean over three training seeds where a cell has three"
     note += "."
     lines = {line for _, line, _ in rows}
     if any("median" in each.text for _, _, cells in rows for each in cells):
         note += " “median”: of the L2 distance that a minimal-norm attack needed."
     if LINES[1] in lines:
         note += (
-            " The paper's protocol: images made once on the network of the row “No defense”, shown to all others; "
-            "before ComDefend that is gray-box."
+            " The paper's protocol: images made once on the row “No defense”, for each training seed on another "
+            "network, shown to all others; before ComDefend that is gray-box."
         )
     reasons = dict.fromkeys(each.reason for _, _, cells in rows for each in cells if each.reason)
     if reasons:

@@ -129,7 +129,8 @@ def pgd(
     so that `queries` differs between images (it counts the passes until an image has left).
 
     Raises ValueError on images outside [0, 1], labels that do not fit images or model, a negative or non-finite epsilon
-    or step_size, steps or restarts < 1, several restarts without a random start, or an unknown norm or loss.
+    or step_size, an L∞ epsilon above 1, steps or restarts < 1, several restarts without a random start, or an unknown
+    norm or loss.
     """
     check_inputs(images, labels)
     radius = radius_of_ball(epsilon, norm, images)
