@@ -47,26 +47,29 @@ def test_fgsm_is_the_same_image(foolbox: ModuleType, digits: Digits, epsilon: fl
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_bim_is_the_same_image_unless_an_earlier_iterate_is_worse(
-    foolbox: ModuleType, digits: Digits, norm: Any
-) -> None:
-    """Foolbox returns the last iterate, we the worst one: equal where the last is the worst, never less harmful."""
+def test_bim_is_the_worst_iterate_of_the_same_path(foolbox: ModuleType, digits: Digits, norm: Any) -> None:
+    """Foolbox returns the last iterate: run for every number of steps it shows the path, and we return its worst."""
     network, _, labels = digits
-    epsilon = 0.1 if norm == "linf" else 0.8
-    kind = "LinfBasicIterativeAttack" if norm == "linf" else "L2BasicIterativeAttack"
-    theirs = attacked(foolbox, getattr(foolbox.attacks, kind)(rel_stepsize=0.1, steps=12), digits, epsilons=epsilon)
-    ours = bim(*digits, epsilon=epsilon, step_size=epsilon / 10, steps=12, norm=norm).images
-    with torch.no_grad():
-        their_logits, our_logits = network(theirs), network(ours)
-    harm = F.cross_entropy(our_logits, labels, reduction="none") - F.cross_entropy(
-        their_logits, labels, reduction="none"
+    epsilon, steps = (0.1 if norm == "linf" else 0.8), 12
+    kind = getattr(foolbox.attacks, "LinfBasicIterativeAttack" if norm == "linf" else "L2BasicIterativeAttack")
+    path = torch.stack(
+        [
+            attacked(foolbox, kind(rel_stepsize=0.1, steps=step), digits, epsilons=epsilon)
+            for step in range(1, steps + 1)
+        ]
     )
-    same = harm.abs() < 1e-4
-    assert same.float().mean() > 0.8
-    torch.testing.assert_close(ours[same], theirs[same], atol=1e-5, rtol=0)
-    flipped, they_flipped = our_logits.argmax(1) != labels, their_logits.argmax(1) != labels
-    assert (flipped >= they_flipped).all()
-    assert (harm[flipped == they_flipped] > -1e-4).all()
+    ours = bim(*digits, epsilon=epsilon, step_size=epsilon / 10, steps=steps, norm=norm).images
+    with torch.no_grad():
+        theirs, own = torch.stack([network(images) for images in path]), network(ours)
+    harm = torch.stack([F.cross_entropy(logits, labels, reduction="none") for logits in theirs])
+    flips = theirs.argmax(2) != labels
+    worst = harm.where(flips | ~flips.any(0), -torch.inf).max(0).values  # of those that flip, if any does
+    on_path = ((path - ours).abs().flatten(2).amax(2) < 1e-5).any(0)
+    assert on_path.float().mean() > 0.95  # the sign of a gradient of nearly 0 is a matter of rounding
+    assert ((own.argmax(1) != labels) == flips.any(0))[on_path].all()
+    torch.testing.assert_close(
+        F.cross_entropy(own, labels, reduction="none")[on_path], worst[on_path], atol=1e-4, rtol=0
+    )
 
 
 def test_ddn_finds_the_same_distances(foolbox: ModuleType, digits: Digits) -> None:
