@@ -9,7 +9,7 @@ import pytest
 
 from defendpp import schedule, threats
 from defendpp.schedule import cost, in_order, on_ray, seconds_left, spoken
-from defendpp.study import Job, Making, Measurement, Place, Subject, Training, missing, plan
+from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training, missing, plan
 
 SOURCE = Subject("source", "mnist", "resnet18", 0, "cpu")
 OURS = replace(SOURCE, role="ours", seed=1)
@@ -90,6 +90,20 @@ def test_what_comes_first_in_the_plan_is_done_first(tmp_path: Path) -> None:
     assert on_ray(jobs, Note(tmp_path, seconds=0.5), lambda *_: None, workers=1) == 0
     started = {path.name: json.loads(path.read_text())[0] for path in tmp_path.iterdir()}
     assert sorted(started, key=lambda key: started[key]) == [job.key for job in jobs]
+
+
+def test_a_figure_that_is_there_waits_for_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another one that needs the same networks does."""
+    place = Place(tmp_path / "results", tmp_path / "work")
+    done = Picture("figure7", "cpu").file(place)
+    done.parent.mkdir(parents=True)
+    done.touch()
+    jobs = plan(["figure7", "figure8"], "cpu")
+    parts = {name: plan([name], "cpu") for name in ("figure7", "figure8")}
+    schedule.listing(jobs, missing(jobs, place), place, 1, parts)
+    told = capsys.readouterr().out
+    assert "figure7: 3 of 3 jobs done\n" in told
+    assert "figure8: 0 of 3 jobs done, about " in told
 
 
 def test_interrupted_and_started_again_it_repeats_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

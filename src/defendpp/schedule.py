@@ -19,7 +19,7 @@ from defendpp import networks, published
 from defendpp.progress import bar
 from defendpp.purifier import ComDefend
 from defendpp.reproduce import perform
-from defendpp.study import Job, Making, Measurement, Picture, Place, Training
+from defendpp.study import Job, Making, Measurement, Picture, Place, Training, missing
 
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "imagenet": (3, 224, 224)}
 TEST_IMAGES = {"mnist": 10_000, "cifar10": 10_000, "imagenet": 300}
@@ -109,7 +109,7 @@ def listing(
         print(f"{state:10}  {job}")
     shared = side_by_side(workers)
     for name, needed in parts.items():
-        open_ = [job for job in needed if job.key in waiting]
+        open_ = missing(needed, place)  # not what only another part waits for
         rest = f", about {spoken(seconds_left(open_, done, place) / shared)} left" if open_ else ""
         print(f"{name}: {len(needed) - len(open_)} of {len(needed)} jobs done{rest}")
     took = seconds_left(left, done, place) / shared
