@@ -5,7 +5,7 @@
 
 import json
 import shutil
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from defendpp.files import write_whole
@@ -26,8 +26,13 @@ def place(run: Path | str) -> Path:
 
 def of(recipe_hash: str) -> Path | None:
     """The folder of the published network of this recipe; None where there is none."""
-    abouts = {path: json.loads(path.read_text()) for path in FOLDER.glob("*/run.json")}
-    return next((path.parent for path, about in abouts.items() if about["recipe_hash"] == recipe_hash), None)
+    return _by_recipe(FOLDER).get(recipe_hash)
+
+
+@cache
+def _by_recipe(folder: Path) -> dict[str, Path]:
+    """Read once: the cost of every job asks."""
+    return {json.loads(path.read_text())["recipe_hash"]: path.parent for path in folder.glob("*/run.json")}
 
 
 def copy(run: Path, folder: Path, name: str) -> None:
