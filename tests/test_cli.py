@@ -119,13 +119,13 @@ def test_attacks_that_others_report_and_those_that_use_the_decoder(
         (["--attacks", "pixel-flips"], "pixel-flips has an L2 budget"),
         (["--norm", "l2", "--attacks", "minimal-pgd"], "minimal-pgd is for L∞"),
         (["--epsilons", "0.2", "--attacks", "ddn", "minimal-pgd"], "ddn looks for the smallest distance"),
-        (["--attacks", "adaptive-bottleneck", "--epsilons", "8"], "at most 1, not 8.0"),
+        (["--attacks", "adaptive-bottleneck", "--epsilons", "8"], "at most 1, not 8: 8/255?"),
         (["--images", "0"], "images must be at least 1, not 0"),
         (["--data", "mnist-5k"], "test images of one may be training images of the other"),
     ):
         also = [other_split] if "--data" in names else []
         assert message in fails(capsys, "evaluate", runs["plain"], *also, "--output", tmp_path / "no", *names)
-    assert "at most 1, not 8.0" in fails(capsys, "check", runs["plain"], "--epsilon", "8")
+    assert "at most 1, not 8: 8/255?" in fails(capsys, "check", runs["plain"], "--epsilon", "8")
     assert not (tmp_path / "no").exists()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from defendpp import schedule, threats
+from defendpp import published, schedule, threats
 from defendpp.schedule import cost, in_order, on_ray, seconds_left, spoken
 from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training, missing, plan
 
@@ -175,6 +175,14 @@ def test_the_time_left_is_what_the_like_of_it_took(tmp_path: Path) -> None:
     other = Training(replace(SOURCE, role="none", seed=1))
     assert seconds_left([other, other], [done], place) == pytest.approx(200)
     assert seconds_left([other], [], place) == pytest.approx(cost(other) / schedule.RATE)
+
+
+def test_published_networks_take_no_time_but_have_a_cost(tmp_path: Path) -> None:
+    steady = Training(Subject("steady", "mnist", "resnet18", 1, "cpu"))
+    assert published.of(steady.subject.recipe.hash), "the example is to be a published network"
+    assert seconds_left([steady], [], Place(tmp_path, tmp_path)) == 0
+    none = Training(Subject("none", "mnist", "resnet18", 1, "cpu"))
+    assert cost(steady) == pytest.approx(2 * cost(none))  # of every image it sees two copies
 
 
 def test_durations_are_spoken() -> None:

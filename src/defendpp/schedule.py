@@ -150,8 +150,6 @@ def cost(job: Job) -> float:
     """FLOP of a job, roughly: a backward pass costs twice a forward pass, of which half where only images need it."""
     if isinstance(job, Picture):
         return 1e13
-    if isinstance(job, Training) and published.of(job.subject.recipe.hash):  # taken
-        return 0.0
     subject = job.subject if isinstance(job, Training) else job.source
     recipe = subject.recipe
     once = flops(recipe.network, recipe.width, recipe.stem, recipe.defence, subject.data)
@@ -179,15 +177,16 @@ def steps(job: Making | Measurement) -> int:
 
 def seconds_left(left: Sequence[Job], done: Sequence[Job], place: Place) -> float:
     """How long the jobs that are left take one after the other, by what those done took: of the same kind and network
-    where there are any, else of the same kind."""
+    where there are any, else of the same kind. Published networks are taken, in no time."""
     rates: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for job in done:
         took = seconds(job, place)
-        if took and cost(job):
+        if took and cost(job):  # a pretrained network is left as it is: no cost, but some seconds
             for key in _likeness(job):
                 rates[key].append(cost(job) / took)
     typical = {key: median(each) for key, each in rates.items()}
-    return sum(cost(job) / next((typical[key] for key in _likeness(job) if key in typical), RATE) for job in left)
+    made = [job for job in left if not (isinstance(job, Training) and published.of(job.subject.recipe.hash))]
+    return sum(cost(job) / next((typical[key] for key in _likeness(job) if key in typical), RATE) for job in made)
 
 
 def _likeness(job: Job) -> list[tuple[str, ...]]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from defendpp import attacks
 from defendpp.attacks import AttackResult
-from defendpp.attacks.engine import attacking, check_norm, recheck
+from defendpp.attacks.engine import attacking, check_largest, check_norm, recheck
 from defendpp.attacks.gradient_sign import Norm
 
 NOT_COUNTED = 0
@@ -241,8 +241,7 @@ def check_budget(name: str, norm: str, epsilon: float, settings: Mapping[str, An
     check_norm(norm)
     if not 0 <= epsilon < float("inf"):
         raise ValueError(f"epsilon must be at least 0 and finite, in pixel units of [0, 1], not {epsilon}")
-    if norm == "linf" and epsilon > 1:
-        raise ValueError(f"an L∞ epsilon is in pixel units of [0, 1] and at most 1, not {epsilon}: {epsilon:g}/255?")
+    check_largest(epsilon, norm)
     for key in ("first_steps", "steps", "restarts"):
         if settings.get(key, 1) < 1:
             raise ValueError(f"{name} needs at least 1 of {key}, not {settings[key]}")

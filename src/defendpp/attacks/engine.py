@@ -133,9 +133,15 @@ def radius_of_ball(epsilon: float | Tensor, norm: str, images: Tensor) -> Tensor
     """The budget as a column (batch, 1, ..., 1): finite and >= 0, and at most 1 in L∞, or ValueError."""
     check_norm(norm)
     radius = per_image("epsilon", epsilon, images)
-    if norm == "linf" and len(radius) and (largest := radius.max().item()) > 1:
-        raise ValueError(f"an L∞ epsilon is in pixel units of [0, 1] and at most 1, got {largest:g}: {largest:g}/255?")
+    if len(radius):
+        check_largest(radius.max().item(), norm)
     return radius
+
+
+def check_largest(epsilon: float, norm: str) -> None:
+    """Raise ValueError for an L∞ budget beyond the range of a pixel: most likely it counts 255 levels."""
+    if norm == "linf" and epsilon > 1:
+        raise ValueError(f"an L∞ epsilon is in pixel units of [0, 1] and at most 1, not {epsilon:g}: {epsilon:g}/255?")
 
 
 def column(values: Tensor, images: Tensor) -> Tensor:
