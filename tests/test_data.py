@@ -1,6 +1,7 @@
 """Data sets: splits, batches, readers of every kind of source, and one sentence for whatever is wrong with one."""
 
 import gzip
+import inspect
 import json
 import shutil
 import struct
@@ -18,6 +19,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from defendpp.data import Data, Images, InMemory, batches, crop_and_flip, from_tensors, load
+from defendpp.data.dataset import check_tensors
 from defendpp.data.images import MIXED_CHUNKS, shuffled
 
 
@@ -601,3 +603,9 @@ def test_float_tensors_are_kept_exactly() -> None:
 def test_bad_tensors_are_one_sentence(images: Tensor, labels: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         from_tensors(images, labels)
+
+
+def test_arrays_are_refused_in_a_sentence() -> None:
+    """Without the checks of types that only tests have."""
+    with pytest.raises(ValueError, match=r"train labels are a ndarray, expected a torch\.Tensor"):
+        inspect.unwrap(check_tensors)(torch.zeros(4, 1, 8, 8), np.zeros(4), "train")

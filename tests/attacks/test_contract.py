@@ -1,10 +1,12 @@
 """What every attack promises, one test per promise and every attack in each."""
 
+import inspect
 import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ from defendpp.attacks import (
     pixel_flips,
     square,
 )
+from defendpp.attacks.engine import check_inputs
 
 Attack = Callable[..., AttackResult]
 Digits = tuple[nn.Module, Tensor, Tensor]
@@ -390,3 +393,12 @@ BAD_ARGUMENTS: list[tuple[Attack, dict[str, Any], str]] = [
 def test_bad_arguments_are_refused_in_one_sentence(attack: Attack, arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
         attack(Constant(), torch.rand(2, 1, 3, 3), torch.tensor([0, 1]), **arguments)
+
+
+def test_arrays_are_refused_in_a_sentence() -> None:
+    """Without the checks of types that only tests have."""
+    check = inspect.unwrap(check_inputs)
+    with pytest.raises(ValueError, match=r"images must be a torch\.Tensor, got ndarray"):
+        check(np.zeros((1, 4)), torch.zeros(1, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"labels must be a torch\.Tensor, got list"):
+        check(torch.zeros(1, 4), [0])

@@ -79,6 +79,9 @@ class Classifier:
 
 def check_inputs(images: Tensor, labels: Tensor) -> None:
     """Raise ValueError unless images are (batch, ...) float32 or float64 in [0, 1] with one class index each."""
+    for name, given in {"images": images, "labels": labels}.items():
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{name} must be a torch.Tensor, got {type(given).__name__}")
     if images.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"images must be float32 or float64 in [0, 1], got {images.dtype}")
     if images.ndim < 2:

@@ -152,6 +152,9 @@ def check_tensors(images: Tensor, labels: Tensor, part: str) -> None:
     Raises:
         ValueError: with the offending shape, type or range.
     """
+    for name, given in {"images": images, "labels": labels}.items():
+        if not isinstance(given, Tensor):
+            raise ValueError(f"{part} {name} are a {type(given).__name__}, expected a torch.Tensor.")
     shape = tuple(images.shape)
     if len(shape) != 4 or shape[1] not in (1, 3) or shape[2] != shape[3] or 0 in shape:
         raise ValueError(f"{part} images have the shape {shape}, expected (n, 1 or 3, side, side).")
