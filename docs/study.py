@@ -46,9 +46,9 @@ def page(place: Place = PLACE) -> str:
         "experiment three times. No other row has the seed of a source, so “No defense, another seed” tells what it is "
         "worth not to be the source. Fine-tuned rows, Adv. DDN and ComDefend descend from the source, as in the "
         "released scripts, and Adv. FGSM on a fixed set was trained on its images.\n"
-        f"- **Training seeds** {seeds} for ResNet-18 on MNIST (“ours, alternating” and ComDefend-wb: 1); "
-        f"{paper.ONE_SEED['mnist']} for VGG16, ResNet-50 and what is shown across networks on MNIST; elsewhere 1. "
-        "Attacks: seed 0. The weights of the first seed were not kept: what is missing of it on MNIST stays so.\n"
+        f"- **Training seeds** {seeds} for ResNet-18 on MNIST ({_own_seeds()}); {paper.ONE_SEED['mnist']} for VGG16, "
+        "ResNet-50 and what is shown across networks on MNIST; elsewhere 1. Attacks: seed 0. The weights of the first "
+        "seed were not kept, so that what was not measured of it by then is of the others.\n"
         "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "
         "where that is wider. Differences are paired, image by image: Newcombe's interval for one seed, over several "
         "seeds Student's, or Newcombe's where that is wider. None is corrected for their number: of twenty that hold "
@@ -122,6 +122,16 @@ def _subset(place: Place) -> str:
         f"under white-box FGSM “{findings.OTHER}” keeps {100 * whole.value:.1f} % of all {whole.n:,} of MNIST and "
         f"{100 * part.value:.1f} % of these {part.n:,}; "
     )
+
+
+def _own_seeds() -> str:
+    """Rows of tables 1 and 2, and tables on the same networks, that have training seeds of their own."""
+    rows = [(row.name, row.seeds) for name in ("table1", "table2") for row in paper.TABLES[name].rows if row.seeds]
+    shown = [*rows, ("“What the paper leaves open”", paper.TABLES["variations"].seeds)]
+    by_seeds = {
+        seeds: [name for name, its in shown if its == seeds] for seeds in dict.fromkeys(its for _, its in shown)
+    }
+    return "; ".join(f"{', '.join(names)}: {' and '.join(map(str, seeds))}" for seeds, names in by_seeds.items())
 
 
 def _imagenet() -> str:

@@ -53,10 +53,13 @@ def test_transferred_images_are_of_an_undefended_network_that_is_not_the_target(
 def test_three_seeds_for_tables_1_and_2_and_none_of_them_the_sources() -> None:
     for name in ("table1", "table2"):
         for row in TABLES[name].rows:
-            if row.role not in ("source", "ours, alternating", "comdefend-wb"):
-                assert seeds(row, TABLES[name], "cpu") == (1, 2, 3)
-            elif row.role == "source":
+            if row.role == "source":
                 assert seeds(row, TABLES[name], "cpu") == tuple(SOURCE_SEEDS.values())
+            elif not row.seeds:
+                assert seeds(row, TABLES[name], "cpu") == (1, 2, 3)
+    own = {row.name: row.seeds for name in ("table1", "table2") for row in TABLES[name].rows if row.seeds}
+    hourglasses = dict.fromkeys(("Hourglass", "Hourglass+SC", "Hourglass+SA"), (2, 3))
+    assert own == {**hourglasses, "ComDefend-wb": (1,), "ours, alternating": (1,)}
     assert not {*SOURCE_SEEDS} & {*SOURCE_SEEDS.values()}
     assert {seeds(row, TABLES["table3"], "cpu") for row in TABLES["table3"].rows} == {(0,), (1,)}
 

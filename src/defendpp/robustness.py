@@ -32,8 +32,7 @@ OVER_SEEDS = ("L∞ 0.2",)
 """Budgets for which every training seed is attacked; for the others `paper.ONE_SEED`."""
 RECORD_SEED = 1
 """The training seed of the networks that the figures of record are of, and that are to be used."""
-recorded = partial(Column, protocols=WHITE_BOX, seed=RECORD_SEED)
-"""A column of figures of record, and of what is beside them."""
+white_box = partial(Column, protocols=WHITE_BOX)
 ROBUST_ON = {"mnist": 1000, "cifar10": 500}
 RECORDED_ON = {"mnist": 10_000, "cifar10": 1000}
 CERTIFIED_ON, COPIES = {"mnist": 500, "cifar10": 200}, {"mnist": 20_000, "cifar10": 10_000}
@@ -65,11 +64,11 @@ DECODERS = (
 
 def _robust(data: str) -> Table:
     """Every row under the cascade at every budget."""
-    one = paper.ONE_SEED[data]
+    one = (paper.ONE_SEED[data],)
     columns = (
-        Column("Clean", "Clean", protocols=WHITE_BOX),
+        white_box("Clean", "Clean"),
         *(
-            Column(name, name, protocols=WHITE_BOX, images=ROBUST_ON[data], seed=None if name in OVER_SEEDS else one)
+            white_box(name, name, images=ROBUST_ON[data], seeds=() if name in OVER_SEEDS else one)
             for name in budgets(data)
         ),
     )
@@ -86,7 +85,8 @@ def _robust(data: str) -> Table:
         Row("Adv. DDN", "adv-ddn", {}),
         *((Row("Adv. PGD", "adv-pgd", {}),) if is_digits else ()),
     )
-    return Table(f"{DATA[data]}: the attacker knows everything; the cascade at every budget", data, rows, columns)
+    title = f"{DATA[data]}: the attacker knows everything; the cascade at every budget"
+    return Table(title, data, rows, columns, paper.SEEDS if is_digits else one)
 
 
 def _record(data: str) -> Table:
@@ -94,31 +94,31 @@ def _record(data: str) -> Table:
     few, is_digits = ROBUST_ON[data], data == "mnist"
     also = tuple(f"{name}, {main(data)}" for name in ("Square", "AutoAttack"))
     columns = (
-        recorded("Clean", "Clean"),
-        recorded(f"Cascade, {main(data)}", main(data), images=RECORDED_ON[data]),
-        recorded(f"the same on {few:,} images", main(data), images=few),
-        *(recorded(name, name, images=few) for name in also),
+        white_box("Clean", "Clean"),
+        white_box(f"Cascade, {main(data)}", main(data), images=RECORDED_ON[data]),
+        white_box(f"the same on {few:,} images", main(data), images=few),
+        *(white_box(name, name, images=few) for name in also),
         _worst(data, also),
-        *(() if is_digits else (recorded("AutoAttack, L2 0.5", "AutoAttack, L2 0.5", images=few),)),
-        *(recorded(f"certified L2 {radius:g}", "Certified", images=CERTIFIED_ON[data], radius=radius)
+        *(() if is_digits else (white_box("AutoAttack, L2 0.5", "AutoAttack, L2 0.5", images=few),)),
+        *(white_box(f"certified L2 {radius:g}", "Certified", images=CERTIFIED_ON[data], radius=radius)
           for radius in RADII[data]),
     )  # fmt: skip
     rows = (Row("noise + consistency", "steady", {}), *((Row("noise", "loud", {}),) if is_digits else ()))
-    return Table(f"{DATA[data]}: figures of record", data, rows, columns)
+    return Table(f"{DATA[data]}: figures of record", data, rows, columns, (RECORD_SEED,))
 
 
 def _adaptive(data: str) -> Table:
     """Networks that have a decoder, attacked through it too."""
     also = tuple(f"{name}, {main(data)}" for name in ("bottleneck", "decoder"))
-    columns = (recorded(name, name, images=ROBUST_ON[data]) for name in (main(data), *also))
+    columns = *(white_box(name, name, images=ROBUST_ON[data]) for name in (main(data), *also)), _worst(data, also)
     rows = (Row("noise + decoder", "loud, decoder", {}), Row("noise + consistency + decoder", "steady, decoder", {}))
-    return Table(f"{DATA[data]}: attacks that use the decoder", data, rows, (*columns, _worst(data, also)))
+    return Table(f"{DATA[data]}: attacks that use the decoder", data, rows, columns, (RECORD_SEED,))
 
 
 def _worst(data: str, also: tuple[str, ...]) -> Column:
     """An image counts where it resists the cascade, these attacks and what PGD makes on the undefended network."""
     name, twin = f"worst of all, {main(data)}", f"PGD, {main(data)}"
-    return recorded(name, main(data), also=also, images=ROBUST_ON[data], twin=twin)
+    return white_box(name, main(data), also=also, images=ROBUST_ON[data], twin=twin)
 
 
 def _widths(data: str) -> Table:
@@ -134,7 +134,8 @@ def _widths(data: str) -> Table:
         f"{DATA[data]}: noise + consistency at several widths; the cascade",
         data,
         tuple(Row(f"width {width}", WIDE.get(width, "steady"), {}) for width in WIDTHS[data]),
-        tuple(recorded(name, attack, images=n) for name, attack, n in measured),
+        tuple(white_box(name, attack, images=n) for name, attack, n in measured),
+        (RECORD_SEED,),
     )
 
 

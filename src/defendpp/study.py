@@ -230,18 +230,8 @@ def _counted(images: int | None) -> str:
 
 
 def seeds(row: Row, table: Table, scale: Scale, column: Column | None = None) -> tuple[int, ...]:
-    """Training seeds of a row, or of its cell in a column: three for tables 1 and 2 and what goes with them, else one.
-
-    Of the row "No defense" they are those of the sources that belong to these.
-    """
-    if scale == "paper" or row.role in ("ours, alternating", "comdefend-wb"):
-        wanted: tuple[int, ...] = (1,)
-    elif column and column.seed:
-        wanted = (column.seed,)
-    elif table.data != "mnist" or row.network != "resnet18":
-        wanted = (paper.ONE_SEED[table.data],)
-    else:
-        wanted = (1, 2, 3)
+    """Training seeds of a row, or of its cell in a column. Of "No defense" those of the sources that belong to them."""
+    wanted = (1,) if scale == "paper" else (column and column.seeds) or row.seeds or table.seeds
     return tuple(paper.SOURCE_SEEDS[seed] for seed in wanted) if row.role == "source" else wanted
 
 
@@ -275,7 +265,7 @@ def cell(
     if not row.role:
         return transfer, white_box
     attacks = robustness.attacks(table.data)
-    for seed in seeds(replace(row, network=network), table, scale, column):
+    for seed in seeds(row, table, scale, column):
         role = "comdefend" if row.role == "comdefend-wb" else row.role
         target = Subject(role, table.data, network, seed, scale)
         source = replace(target.source, network=column.source or network)

@@ -169,6 +169,8 @@ def _measured(
         text += f", median {_median([_nearest(group) for group in groups]):.2f}"
     if len(groups) < len(measurements):
         text += f", {len(groups)} of {len(measurements)} seeds"
+    elif row.seeds:
+        text += f", {len(groups)} seed{'s' * (len(groups) > 1)}"
     return Cell(text, n=found.n)
 
 
@@ -187,7 +189,7 @@ def _note(rows: Sequence[tuple[str, str, Sequence[Cell]]], numbers: Sequence[tup
     if numbers:
         note += f", on {max(n for n, _ in numbers):,} test images or as many as the cell says"
     if any(seeds > 1 for _, seeds in numbers):
-        note += "; mean over three training seeds where a cell has three"
+        note += "; mean over the training seeds where a cell has several"
     note += "."
     lines = {line for _, line, _ in rows}
     if any("median" in each.text for _, _, cells in rows for each in cells):
