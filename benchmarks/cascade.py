@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from defendpp import attacks
 from defendpp.data import load
-from defendpp.records import accuracy
+from defendpp.intervals import accuracy
 
 CASES = {
     "undefended": ("undefended", 0.2),

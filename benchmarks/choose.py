@@ -17,10 +17,10 @@ from common import RESULTS, write
 from torch import nn
 
 from defendpp import attacks, robustness
+from defendpp.adversarial_sets import predictions
 from defendpp.data import Images, load
-from defendpp.evaluation import predictions
+from defendpp.intervals import accuracy
 from defendpp.recipe import Recipe
-from defendpp.records import accuracy
 from defendpp.reproduce import EXECUTION
 from defendpp.runs import load_run, train
 

@@ -26,7 +26,7 @@ def evaluate(n: int, folder: Path) -> dict[str, float]:
     """Evaluate `n` images in this process; seconds and peak memory in MB."""
     import torch
 
-    from defendpp import evaluation, networks, threats
+    from defendpp import adversarial_sets, evaluation, networks, threats
     from defendpp.data import Images, InMemory
 
     generator = torch.Generator().manual_seed(0)
@@ -35,7 +35,7 @@ def evaluate(n: int, folder: Path) -> dict[str, float]:
     split = Images(InMemory(pixels), rows, rows % 10, rows)
     torch.manual_seed(0)
     classifier = networks.build("resnet18", classes=10, channels=1, image_size=28, width=16)
-    network = evaluation.network("random", classifier)
+    network = adversarial_sets.network("random", classifier)
     started = time.perf_counter()
     records = evaluation.evaluate([network], [threats.fgsm(0.2)], split, folder, data="random images")
     seconds = time.perf_counter() - started

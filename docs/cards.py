@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 
 from defendpp import paper, published, robustness, schedule, study, tables
+from defendpp.intervals import Accuracy, MeanAccuracy
 from defendpp.recipe import Recipe
-from defendpp.records import Accuracy, MeanAccuracy
 from defendpp.study import Place, Subject, Training
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -54,8 +54,8 @@ def picture(path: Path) -> None:
             )
             axes.plot(x, y, color=colour, marker=marker, markevery=max(1, len(curve) // 8), markersize=4, label=network)
             axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
-        norm = report.NORM_NAMES[str(rows["norm"].iloc[0])]
-        axes.set(xlabel=f"{norm} budget, pixel units", title=f"white-box {report.ATTACK_NAMES[attack]}", ylim=(0, 100))
+        norm = records.NORM_NAMES[str(rows["norm"].iloc[0])]
+        axes.set(xlabel=f"{norm} budget, pixel units", title=f"white-box {records.ATTACK_NAMES[attack]}", ylim=(0, 100))
         axes.spines[["top", "right"]].set_visible(False)
     left.set_ylabel(f"accuracy, % (n = {made['image'].nunique()})")
     right.legend(frameon=False, fontsize=8)

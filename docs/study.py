@@ -5,7 +5,7 @@ python docs/study.py
 
 from pathlib import Path
 
-from defendpp import findings, paper, records, schedule, study, study_report, tables
+from defendpp import findings, intervals, paper, schedule, study, study_report, tables
 from defendpp.study import Measurement, Place, Training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,7 +117,7 @@ def _subset(place: Place) -> str:
     )
     if everything is None or few is None:
         return ""
-    whole, part = (records.accuracy(each.to_numpy()) for each in (everything, everything[few.index]))
+    whole, part = (intervals.accuracy(each.to_numpy()) for each in (everything, everything[few.index]))
     return (
         f"under white-box FGSM “{findings.OTHER}” keeps {100 * whole.value:.1f} % of all {whole.n:,} of MNIST and "
         f"{100 * part.value:.1f} % of these {part.n:,}; "

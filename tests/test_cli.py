@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from defendpp import checks, cli, records, report, reproduce, schedule
+from defendpp import checks, cli, doubts, records, reproduce, schedule
 from defendpp.checks import Check
 from defendpp.paper import TABLES
 from defendpp.runs import load_run
@@ -81,7 +81,7 @@ def test_the_main_job_train_evaluate_report(
     assert about["control"] == "other"
     assert set(about["checks"]) == {"plain", "other", "hardened"}
     assert all(len(found) == 13 for found in about["checks"].values())
-    assert all(sentence in " ".join(shown.split()) for sentence in report.believed(about["checks"]))
+    assert all(sentence in " ".join(shown.split()) for sentence in doubts.in_checks(about["checks"]))
     assert "checks, with a PGD of their own" in (tmp_path / "e" / "report.html").read_text()
 
     page = (tmp_path / "e" / "report.html").read_text()
@@ -267,7 +267,7 @@ def test_a_report_tells_what_stronger_attacks_beside_it_found(
         told.append(set(made["attack"]) == {"none", "bim"} and "fgsm" in set(others["attack"]))
         return ["Doubt: a stronger one."]
 
-    monkeypatch.setattr(report, "overlooked", overlooked)
+    monkeypatch.setattr(doubts, "overlooked", overlooked)
     run("report", tmp_path)
     assert told == [True]
     assert "Doubt: a stronger one." in capsys.readouterr().out

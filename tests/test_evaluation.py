@@ -10,22 +10,17 @@ from torch import nn
 
 from defendpp import checks, evaluation, threats
 from defendpp.adaptive import against_decoder
+from defendpp.adversarial_sets import Network, adversarial_set, network, piece_size, predictions, set_folder
 from defendpp.attacks import Prepared
 from defendpp.certify import certify
 from defendpp.data import Data, from_tensors
 from defendpp.evaluation import (
-    Network,
-    adversarial_set,
     attacked_records,
     certified_records,
     evaluate,
     evaluate_runs,
     make_sets,
-    network,
     pictures,
-    piece_size,
-    predictions,
-    set_folder,
 )
 from defendpp.files import write_arrays
 from defendpp.objective import defend
@@ -137,7 +132,8 @@ def test_nothing_finished_is_done_again_and_an_interruption_loses_nothing(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Pieces of 10 images: the work is interrupted after one piece, then finished, then asked for again."""
-    monkeypatch.setattr("defendpp.evaluation.piece_size", lambda *_: 10)
+    for module in ("adversarial_sets", "evaluation"):
+        monkeypatch.setattr(f"defendpp.{module}.piece_size", lambda *_: 10)
     target = network("target", small_network())
     forwards = 0
 
@@ -350,7 +346,8 @@ def test_shares_made_by_three_are_the_sets_that_one_makes(
     data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each makes something, nobody makes a piece twice, and then nothing is left to attack."""
-    monkeypatch.setattr("defendpp.evaluation.piece_size", lambda *_: 3)
+    for module in ("adversarial_sets", "evaluation"):
+        monkeypatch.setattr(f"defendpp.{module}.piece_size", lambda *_: 3)
     networks = [network("target", small_network()), network("other", small_network(1))]
     chosen = [threats.pgd(0.1, steps=2), threats.fgsm(0.1)]
     alone = evaluate(networks, chosen, data.test, tmp_path / "alone", data="noise", source=networks[0])
@@ -360,7 +357,7 @@ def test_shares_made_by_three_are_the_sets_that_one_makes(
         made.append(len([*tmp_path.glob("shared/sets/*/*.safetensors")]))
     assert 0 < made[0] < made[1] < made[2] == len([*tmp_path.glob("alone/sets/*/*.safetensors")])
     # not made fast, so it cannot be attacked
-    monkeypatch.setattr("defendpp.evaluation._ready", lambda each, *_: each.fast)
+    monkeypatch.setattr("defendpp.adversarial_sets.ready", lambda each, *_: each.fast)
     together = evaluate(networks, chosen, data.test, tmp_path / "shared", data="noise", source=networks[0])
     assert together.equals(alone)
     times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("shared/sets/*/*.safetensors")}

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import StepPatch
 from torch import Tensor, nn
 
-from defendpp import figure_data, figures, records, threats
+from defendpp import figure_data, figures, intervals, threats
 from defendpp.frequency import rebuild
 from defendpp.objective import Defend, defend
 
@@ -199,7 +199,7 @@ def points_of(line: Any) -> list[list[float]]:
 
 
 def curve(values: list[float], n: int = 50) -> pd.DataFrame:
-    points = [records.accuracy(np.arange(n) < round(value * n)) for value in values]
+    points = [intervals.accuracy(np.arange(n) < round(value * n)) for value in values]
     return pd.DataFrame(
         [(0.1 * (i + 1), point.value, point.low, point.high, point.n) for i, point in enumerate(points)],
         columns=["budget", "value", "low", "high", "n"],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from study_records import store
 
-from defendpp import records
+from defendpp import intervals
 from defendpp.findings import OTHER, QUESTIONS, Question, answers, claims, contrast, failures, in_short, orders
 from defendpp.paper import TABLES
 from defendpp.study import Measurement, Place, figure6, measurements
@@ -58,9 +58,9 @@ def test_three_seeds_are_paired_and_averaged(place: Place) -> None:
         store(job, first(k), place)
         store(other, first(40), place)
     found = contrast("table2", "ours", OTHER, ["BIM"], "transfer", "cpu", place)
-    pairs = [records.paired_difference(np.array(first(k)), np.array(first(40))) for k in (60, 70, 80)]
+    pairs = [intervals.paired_difference(np.array(first(k)), np.array(first(40))) for k in (60, 70, 80)]
     assert found is not None
-    assert found.difference == records.mean_difference(pairs)
+    assert found.difference == intervals.mean_difference(pairs)
     assert (found.best, found.seeds, found.planned) == (0.8, 3, 3)
     (text,) = map(str, answers(AGAINST_OTHER, "cpu", place))
     assert text.startswith(f"“ours” against “{OTHER}”: **higher**. BIM +30.0 points [")
@@ -185,15 +185,6 @@ def test_the_budget_that_halves_the_accuracy(place: Place) -> None:
                 store(job, first(100 - 10 * k), place)
     text = claims("cpu", place)[0]
     assert f"transfer: 0.50 on “No defense”, 0.50 on “{OTHER}”, 0.50 on “ours”" in text
-
-
-def test_a_mean_difference_is_never_surer_than_its_pairs() -> None:
-    same = [records.paired_difference(np.array(first(60)), np.array(first(50)))] * 3
-    mean = records.mean_difference(same)
-    assert mean.low == pytest.approx(same[0].low)
-    assert mean.high == pytest.approx(same[0].high)
-    with pytest.raises(ValueError, match="two or more pairs on the same images"):
-        records.mean_difference(same[:1])
 
 
 def test_the_page_holds_every_table_and_says_what_is_missing(place: Place) -> None:

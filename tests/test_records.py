@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest
 
-from defendpp import records
+from defendpp import intervals, records
 
 N = 12
 LABELS = np.arange(N) % 3
@@ -162,63 +162,7 @@ class TestFiles:
             records.read(tmp_path)
 
 
-class TestIntervals:
-    def test_wilson_is_scipys(self) -> None:
-        for n in (1, 2, 7, 50, 500):
-            for k in {0, 1, n // 3, n - 1, n}:
-                ours = records.accuracy(np.arange(n) < k)
-                scipys = binomtest(k, n).proportion_ci(method="wilson")
-                assert (ours.correct, ours.n, ours.value) == (k, n, k / n)
-                assert (ours.low, ours.high) == pytest.approx((scipys.low, scipys.high), abs=1e-12)
-                assert 0 <= ours.low <= ours.value <= ours.high <= 1
-
-    def test_accuracy_reads_as_percent(self) -> None:
-        assert str(records.accuracy(np.arange(500) < 290)) == "58.0 % [53.6, 62.2]"
-
-    def test_no_images(self) -> None:
-        with pytest.raises(ValueError, match="at least one image"):
-            records.accuracy(np.zeros(0, dtype=bool))
-
-    def test_newcombe_and_mcnemar_on_a_published_table(self) -> None:
-        # Cavo et al. (2012) in Fagerland, Lydersen, Laake (2017), Statistical Analysis of Contingency Tables, ch. 8;
-        # interval as in the tests of the authors' R package `contingencytables`.
-        a = np.repeat([True, True, False, False], [59, 6, 16, 80])
-        b = np.repeat([True, False, True, False], [59, 6, 16, 80])
-        difference = records.paired_difference(a, b)
-        assert (difference.value, difference.low, difference.high) == pytest.approx(
-            (-0.0621, -0.1186, -0.0046), abs=5e-5
-        )
-        assert difference.p == pytest.approx(2 * sum(binomial(22, k) for k in range(7)) / 2**22)
-        back = records.paired_difference(b, a)
-        assert (back.value, back.low, back.high) == pytest.approx((0.0621, 0.0046, 0.1186), abs=5e-5)
-
-    @pytest.mark.parametrize(("a", "b", "value"), [(1, 1, 0), (0, 0, 0), (1, 0, 1)])
-    def test_paired_difference_at_the_ends(self, a: int, b: int, value: int) -> None:
-        difference = records.paired_difference(np.full(20, a, dtype=bool), np.full(20, b, dtype=bool))
-        assert difference.value == value
-        assert difference.low <= value <= difference.high
-        assert difference.p == pytest.approx(1.0 if value == 0 else 2 / 2**20)
-
-    def test_paired_interval_covers(self) -> None:
-        generator = np.random.default_rng(0)
-        covered = 0
-        for _ in range(400):
-            hard = generator.random(100)  # shared difficulty makes the pairs correlated
-            a, b = hard + generator.normal(0, 0.2, 100) < 0.7, hard + generator.normal(0, 0.2, 100) < 0.6
-            difference = records.paired_difference(a, b)
-            covered += difference.low <= TRUE_DIFFERENCE <= difference.high
-        assert covered / 400 >= 0.93
-
-    def test_paired_interval_is_narrower_than_unpaired_when_errors_are_shared(self) -> None:
-        a, b = np.arange(200) < 150, np.arange(200) < 130
-        paired = records.paired_difference(a, b)
-        shuffled = records.paired_difference(a, np.random.default_rng(0).permutation(b))
-        assert paired.high - paired.low < 0.8 * (shuffled.high - shuffled.low)
-
-    def test_unequal_lengths(self) -> None:
-        with pytest.raises(ValueError, match="the same images, but got 3 and 4"):
-            records.paired_difference(np.ones(3, dtype=bool), np.ones(4, dtype=bool))
-
+class TestMedianDistance:
     def test_median_distance(self) -> None:
         run = rows("plain", "ddn", norm="l2", distance=np.arange(12.0), clean_wrong=(0,), failed=(3,), wrong=(1,))
         median = records.median_distance(run)  # 1 2 4 5 6 7 8 9 10 11 inf: image 0 was wrong before, 3 failed
@@ -240,21 +184,6 @@ class TestIntervals:
         assert covered / 200 >= 0.93
 
 
-def binomial(n: int, k: int) -> int:
-    return 1 if k == 0 else binomial(n, k - 1) * (n - k + 1) // k
-
-
-def expected_share(threshold: float) -> float:
-    """P(uniform + normal(0, 0.2) < threshold), by quadrature."""
-    from scipy.stats import norm
-
-    grid = (np.arange(10_000) + 0.5) / 10_000
-    return float(norm.cdf((threshold - grid) / 0.2).mean())
-
-
-TRUE_DIFFERENCE = expected_share(0.7) - expected_share(0.6)
-
-
 class TestJoin:
     def test_pairs_by_image_whatever_the_order(self) -> None:
         a, b = rows("a", epsilon=0.2, wrong=(1, 2)), rows("b", epsilon=0.2, wrong=(2, 3, 4))
@@ -262,7 +191,7 @@ class TestJoin:
         pairs = records.join(both, "a", "b", attack="pgd", knowledge="white-box", epsilon=0.2)
         assert list(pairs.index[~pairs["correct_a"]]) == [1, 2]
         assert list(pairs.index[~pairs["correct_b"]]) == [2, 3, 4]
-        assert records.paired_difference(
+        assert intervals.paired_difference(
             pairs["correct_a"].to_numpy(), pairs["correct_b"].to_numpy()
         ).value == pytest.approx(1 / 12)
 
@@ -426,27 +355,3 @@ def test_a_table_has_a_column_for_each_certified_radius_that_is_reached(certifie
 def test_neither_records_nor_reports_load_torch() -> None:
     code = "import sys, defendpp.records, defendpp.report; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "median"),
-    [
-        ([2.0, 3.0, 4.0], [1.0, 1.0, 1.0], 2.0),
-        ([np.inf, np.inf, 1.0], [1.0, np.inf, 1.0], 0.0),
-        ([np.inf, 1.0], [1.0, np.inf], 0.0),
-        ([np.inf, np.inf, 1.0], [1.0, 1.0, 1.0], np.inf),
-    ],
-)
-def test_a_failure_is_infinitely_far_and_two_are_alike(a: list[float], b: list[float], median: float) -> None:
-    shift = records.median_shift(np.array(a), np.array(b))
-    assert (shift.median, shift.n) == (median, len(a))
-    assert shift.low == -np.inf  # so few bound nothing
-    assert shift.high == np.inf
-
-
-def test_the_median_shift_lies_between_order_statistics() -> None:
-    """Of 100 differences, between the 40th and the 61st (David and Nagaraja 2003, section 7.1)."""
-    shift = records.median_shift(np.arange(1.0, 101.0), np.zeros(100))
-    assert (shift.median, shift.low, shift.high) == (50.5, 40.0, 61.0)
-    with pytest.raises(ValueError, match="the same images"):
-        records.median_shift(np.ones(2), np.ones(3))

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import re
 from html.parser import HTMLParser
 from math import nan
@@ -13,59 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
+from report_rows import BUDGETS, N, rows
 from rich.console import Console
 from scipy.stats import binomtest
 
 from defendpp import report
 
-N = 40
 ODD = "noise & <b>flips</b> $5 | [x]"
-BUDGETS = {"linf": 0.2, "l2": 1.0}
-
-
-def rows(
-    network: str,
-    attack: str,
-    kept: int,
-    *,
-    epsilon: float = nan,
-    norm: str = "linf",
-    source: str | None = None,
-    distance: float = 0.0,
-) -> pd.DataFrame:
-    """One run on 40 images; the first `kept` are right under the attack, all of them when clean."""
-    image = np.arange(N)
-    is_clean = attack == "none"
-    made_on = "" if is_clean else source or network
-    prediction = np.where(image < kept, image % 10, (image + 1) % 10)
-    return pd.DataFrame(
-        {
-            "network": network,
-            "network_id": f"id of {network}",
-            "data": "digits",
-            "split": "test",
-            "image": image,
-            "label": image % 10,
-            "attack": attack,
-            "norm": "" if is_clean else norm,
-            "epsilon": float(epsilon),
-            "settings": json.dumps(
-                {"steps": 7} if np.isnan(epsilon) else {"epsilon": epsilon, "step_size": epsilon / 4}
-            ),
-            "knowledge": "clean" if is_clean else "white-box" if source is None else "transfer",
-            "source": made_on,
-            "source_id": f"id of {made_on}" if made_on else "",
-            "clean_prediction": image % 10,
-            "prediction": prediction,
-            "correct": prediction == image % 10,
-            "success": np.full(N, not is_clean),
-            "l2": distance * (image + 1) / N,
-            "linf": np.zeros(N),
-            "queries": 9,
-            "seed": 3,
-            "scale": "cpu",
-        }
-    )
 
 
 @pytest.fixture(scope="module")
@@ -216,76 +169,6 @@ class TestHeadlines:
             report.headlines(frame, baseline="x")
         with pytest.raises(ValueError, match="no network 'y'"):
             report.headlines(frame, control="y")
-
-    def test_a_network_at_chance_is_named(self) -> None:
-        labels = np.arange(40) % 4
-        frames = []
-        for name, right in (("lost", labels == 0), ("sound", labels < 3)):
-            frames.append(rows(name, "none", 0).assign(label=labels, correct=right))
-        (doubt,) = report.doubts(pd.concat(frames))
-        assert doubt.startswith("Doubt: “lost” is not shown to be better than chance on clean images (25.0 %")
-        assert "4 classes" in doubt
-
-    def test_doubts(self) -> None:
-        masked = [rows("a", "fgsm", 10, epsilon=0.2), rows("a", "pgd", 30, epsilon=0.2)]
-        (doubt,) = report.doubts(pd.concat(masked))
-        assert doubt.startswith(
-            "Doubt: on “a”, white-box PGD at L∞ ≤ 0.2 leaves more images right than one step of FGSM"
-        )
-        transferred = [rows("a", "pgd", 30, epsilon=0.2), rows("a", "pgd", 10, epsilon=0.2, source="b")]
-        (doubt,) = report.doubts(pd.concat(transferred))
-        assert "leaves more images right than PGD from “b” (+50.0 points" in doubt
-        sound = [rows("a", "fgsm", 30, epsilon=0.2), rows("a", "pgd", 10, epsilon=0.2)]
-        assert report.doubts(pd.concat(sound)) == [
-            "In 1 paired comparison at the same budget, neither another attack nor transferred images did better, "
-            "beyond chance, than one through the network's own gradients."
-        ]
-        several = [rows("a", name, n, epsilon=0.2) for name, n in (("bim", 30), ("fgsm", 20), ("cascade", 5))]
-        (doubt,) = [each for each in report.doubts(pd.concat(several)) if "BIM" in each]
-        assert "leaves more images right than Cascade (+" in doubt
-        (doubt,) = report.doubts(rows("a", "fgsm", 30, epsilon=0.2))
-        assert "nothing but one step or random search (FGSM) was tried at L∞ ≤ 0.2" in doubt
-        short = rows("a", "pgd", 30, epsilon=0.2).assign(settings='{"steps": 1}')
-        (doubt,) = report.doubts(pd.concat([short, rows("a", "square", 30, epsilon=0.2)]))
-        assert "nothing but one step or random search (PGD and Square) was tried" in doubt
-        lost = rows("a", "ddn", 0, norm="l2", distance=1.0).assign(success=np.arange(N) >= 3)
-        (doubt,) = report.doubts(lost)
-        assert "“a”, DDN found nothing for 3 of 40 images, although it may go any distance" in doubt
-        assert report.doubts(lost.assign(success=np.arange(N) >= 1)) == []
-        itself = [rows("a", "pgd", 30, epsilon=0.2), rows("a", "pgd", 10, epsilon=0.2, source="a")]
-        assert report.doubts(pd.concat(itself)) == []
-        for distance, fixed, kept, weaker, stronger in (
-            (4.0, "pixel_flips", 10, "DDN", "Pixel flips"),
-            (1.0, "pgd", 30, "PGD", "DDN"),
-        ):
-            minimal = rows("a", "ddn", 0, norm="l2", distance=distance)
-            budgeted = rows("a", fixed, kept, norm="l2", epsilon=1.0)
-            elsewhere = rows("a", "pgd", 0, epsilon=0.2)  # in the other norm
-            (doubt,) = report.doubts(pd.concat([minimal, budgeted, elsewhere]))
-            assert f"white-box {weaker} at L2 ≤ 1 leaves more images right than {stronger} (" in doubt
-        chance = [rows("a", "fgsm", 30, epsilon=0.2), rows("a", "pgd", 31, epsilon=0.2)]
-        assert not report.doubts(pd.concat(chance))[0].startswith("Doubt")
-
-
-def test_other_records_that_leave_fewer_right_are_told_of() -> None:
-    shown = pd.concat([rows("a", "none", N), rows("a", "fgsm", 30, epsilon=0.2), rows("b", "fgsm", 30, epsilon=0.2)])
-    stronger = rows("a", "pgd", 10, epsilon=0.2)
-    (told,) = report.overlooked(shown, pd.concat([stronger, rows("b", "pgd", 35, epsilon=0.2)]), BUDGETS)
-    assert "leave “a” at most 25.0 % [" in told
-    assert "at L∞ ≤ 0.2, where those shown leave 75.0 %" in told
-    trial = rows("a", "bim", 0, epsilon=0.2).head(3)  # of few images; another seed; more images
-    reseeded = rows("a", "fgsm", 10, epsilon=0.2).assign(seed=4)
-    more = stronger.assign(image=stronger["image"] + 5)
-    assert report.overlooked(shown, pd.concat([stronger, trial]), BUDGETS)[0].count("at most 17.5 %") == 1
-    assert "at most 25.0 %" in report.overlooked(shown, reseeded, BUDGETS)[0]
-    assert "at most 37.5 %" in report.overlooked(shown.head(N + N), more, BUDGETS)[0]
-    for harmless in (
-        rows("a", "pgd", 10, epsilon=0.3),
-        rows("c", "pgd", 10, epsilon=0.2),
-        stronger.assign(data="letters"),
-        stronger.assign(image=stronger["image"] + N),
-    ):
-        assert report.overlooked(shown, harmless, BUDGETS) == []
 
 
 def pictures(n: int = 3, channels: int = 1) -> dict[str, NDArray[Any]]:

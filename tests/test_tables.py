@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from study_records import store
 
-from defendpp import records, study_report, tables
+from defendpp import intervals, study_report, tables
 from defendpp.paper import FIGURES, TABLES
 from defendpp.study import Measurement, Place, Subject, figure6, measurements
 from defendpp.tables import LINES, markdown, printed, terminal
@@ -52,7 +52,7 @@ def test_three_seeds_are_a_mean_with_its_interval(place: Place) -> None:
         )
         store(transfer, correct, place)
     cell = line(printed("table2", "cpu", place), row.name, "paper's protocol")[1]
-    expected = records.mean_accuracy([np.array(correct) for correct in rights])
+    expected = intervals.mean_accuracy([np.array(correct) for correct in rights])
     assert expected.value == pytest.approx(0.7)
     assert cell.text == f"70.0 ({100 * expected.low:.1f}–{100 * expected.high:.1f})"
     assert line(printed("table2", "cpu", place), row.name, "white-box")[1].reason == "missing"
@@ -62,7 +62,7 @@ def test_what_was_measured_of_three_seeds_is_said(place: Place) -> None:
     subject = Subject("ours", "mnist", "resnet18", 2, "cpu")
     store(Measurement(subject, subject), [True] * 9 + [False], place)
     (text,) = [cell.text for cell in line(printed("table1", "cpu", place), "ours", "paper's protocol")[-1:]]
-    found = records.accuracy(np.array([True] * 9 + [False]))
+    found = intervals.accuracy(np.array([True] * 9 + [False]))
     assert text == f"90.0 ({100 * found.low:.1f}–{100 * found.high:.1f}), 1 of 3 seeds"
 
 
@@ -155,17 +155,6 @@ def test_both_ways_of_printing_hold_every_number(place: Place) -> None:
             assert f"{value:.2f}" in text
             assert f"{value:.2f}" in shown
     assert table.note.replace("|", "\\|")[:40] in text
-
-
-def test_a_mean_is_never_surer_than_its_images_allow() -> None:
-    agreeing = [np.array([True] * 90 + [False] * 10)] * 3
-    found, one = records.mean_accuracy(agreeing), records.accuracy(agreeing[0])
-    assert (found.low, found.high) == pytest.approx((one.low, one.high))
-    spread = records.mean_accuracy([np.arange(1000) < k for k in (500, 600, 700)])
-    assert spread.value == pytest.approx(0.6)
-    assert spread.high - spread.value == pytest.approx(4.302653 * 0.1 / 3**0.5, rel=1e-5)  # Student's t, 2 degrees
-    with pytest.raises(ValueError, match=r"on the same images, but got \[3, 2\]"):
-        records.mean_accuracy([np.ones(3, bool), np.ones(2, bool)])
 
 
 def test_figure_6_is_drawn_from_records(place: Place) -> None:

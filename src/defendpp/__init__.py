@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from defendpp.adversarial_sets import Network, adversarial_set, network
     from defendpp.attacks import (
         AttackResult,
         auto_pgd,
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from defendpp.checks import Check, check
     from defendpp.data import Data, Images, from_tensors, load
     from defendpp.encoder import Block, find_blocks
-    from defendpp.evaluation import Network, adversarial_set, evaluate, network
+    from defendpp.evaluation import evaluate
     from defendpp.networks import build
     from defendpp.objective import Defend, cross_entropy, defend
     from defendpp.published import card
@@ -56,7 +57,8 @@ _HOME = {
         "prepare",
         "square",
     ),
-    "evaluation": ("Network", "adversarial_set", "evaluate", "network"),
+    "adversarial_sets": ("Network", "adversarial_set", "network"),
+    "evaluation": ("evaluate",),
     "checks": ("Check", "check"),
 }
 _MODULES = ("attacks", "data", "encoder", "frequency", "networks", "records", "report", "threats", "training")

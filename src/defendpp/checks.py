@@ -20,7 +20,7 @@ from defendpp.adaptive import stand_ins
 from defendpp.attacks import AttackResult, Prepared
 from defendpp.attacks.engine import attacking, cross_entropy, gradient_pass, margin
 from defendpp.attacks.gradient_sign import Norm
-from defendpp.records import accuracy
+from defendpp.intervals import accuracy
 
 Images = Float[Tensor, "batch *shape"]
 Labels = Int[Tensor, " batch"]

@@ -85,7 +85,7 @@ def train(
         devices: Devices on each node; every batch is shared out among all.
         nodes: Machines; start the same command on each, as Lightning's cluster environments describe.
     """
-    from defendpp import data, evaluation, records, runs
+    from defendpp import adversarial_sets, data, evaluation, intervals, runs
     from defendpp.training import is_main_process
 
     recipe.check()
@@ -107,9 +107,9 @@ def train(
         f"epoch {result.epoch} of {result.epochs}, {result.seconds:.0f} s"
     )
     if len(loaded.test):
-        network = evaluation.network(run.name, run.classifier)
+        network = adversarial_sets.network(run.name, run.classifier)
         clean = evaluation.clean_records(network, loaded.test, data=recipe.data)
-        right = records.accuracy(clean["correct"].to_numpy())
+        right = intervals.accuracy(clean["correct"].to_numpy())
         hint = ", which is not shown to be better than chance" * (not right.beats_chance(len(run.classes)))
         print(f"clean test accuracy {right} of {len(clean)} images{hint}")
     print(f"saved in {output}")
@@ -150,12 +150,12 @@ def attack(
         seed: Of what is random in the attack.
         device: auto, cpu, cuda, ...
     """
-    from defendpp import evaluation, records, runs
+    from defendpp import adversarial_sets, evaluation, intervals, records, runs
 
     trained = runs.load_run(run)
     (chosen,) = _attacks((attack,), () if epsilon is None else (epsilon,), norm, steps, restarts, [trained])
     split = _test_images([trained], data, data_root, images)
-    network = evaluation.network(trained.name, trained.classifier)
+    network = adversarial_sets.network(trained.name, trained.classifier)
     about = data or trained.recipe.data
     with bar() as progress:
         made = evaluation.attacked_records(
@@ -167,9 +167,9 @@ def attack(
         print(f"{chosen} on {trained.name}: median distance {records.median_distance(made)}, {len(made)} images")
     else:
         print(
-            f"{chosen} on {trained.name}: {records.accuracy(made['correct'].to_numpy())} of {len(made)} images resist"
+            f"{chosen} on {trained.name}: {intervals.accuracy(made['correct'].to_numpy())} of {len(made)} images resist"
         )
-    print(f"saved in {evaluation.set_folder(network, chosen, split, output, data=about, seed=seed)}")
+    print(f"saved in {adversarial_sets.set_folder(network, chosen, split, output, data=about, seed=seed)}")
 
 
 def evaluate(
@@ -216,7 +216,7 @@ def evaluate(
         devices: Devices on each node; the images are shared out among all, and the records do not depend on it.
         nodes: Machines with one file system; start the same command on each, as Lightning's cluster environments say.
     """
-    from defendpp import evaluation
+    from defendpp import adversarial_sets, evaluation
     from defendpp.runs import load_run
 
     if not runs:
@@ -240,8 +240,8 @@ def evaluate(
     about = data or trained[0].recipe.data
     if devices * nodes > 1:
         with _processes(device, devices, nodes) as (place, share), bar() as progress:
-            networks = [evaluation.network(run.name, run.classifier) for run in trained]
-            made_on = evaluation.network(origin.name, origin.classifier) if origin else None
+            networks = [adversarial_sets.network(run.name, run.classifier) for run in trained]
+            made_on = adversarial_sets.network(origin.name, origin.classifier) if origin else None
             evaluation.make_sets(
                 networks, chosen, split, output, share, data=about, source=made_on, sets=sets,
                 scale=trained[0].recipe.scale, seed=seed, device=place, progress=progress if share[0] == 0 else None,
@@ -361,7 +361,7 @@ def certify(
         seed: Of the noise.
         device: auto, cpu, cuda, ...
     """
-    from defendpp import evaluation, report, runs
+    from defendpp import adversarial_sets, evaluation, report, runs
     from defendpp.certify import certified_radius, lower_bound
 
     trained = runs.load_run(run)
@@ -371,7 +371,7 @@ def certify(
     split = _test_images([trained], data, data_root, images)
     with bar() as progress:
         made = evaluation.certified_records(
-            evaluation.network(trained.name, trained.classifier), split, output, sigma=deviation, samples=samples,
+            adversarial_sets.network(trained.name, trained.classifier), split, output, sigma=deviation, samples=samples,
             alpha=alpha, data=data or trained.recipe.data, scale=trained.recipe.scale, seed=seed,
             device=_device(device), progress=progress,
         )  # fmt: skip
@@ -641,7 +641,7 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
     """Print the table of the evaluation in `folder` and write its page."""
     import pandas as pd
 
-    from defendpp import records, report
+    from defendpp import doubts, records, report
 
     about = _about(folder)
     files = [folder / "records" / name for name in about.get("records", [])]
@@ -654,7 +654,7 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
         if (path := folder / "pictures" / f"{id_}.npz").is_file()
     }
     others = [path for path in (folder / "records").glob("*.parquet") if about and path not in files]
-    beside = report.overlooked(made, pd.concat(map(records.read, others)), budgets) if others else []
+    beside = doubts.overlooked(made, pd.concat(map(records.read, others)), budgets) if others else []
     text = report.html(
         made,
         pictures,
@@ -668,7 +668,7 @@ def _show(folder: Path, page: Path, *, command: str | None = None, overwrite: bo
     )
     report.write_html(text, page, overwrite=overwrite)
     _print_whole(report.table(made, budgets))
-    sentences = (*report.doubts(made), *beside, *report.believed(about.get("checks", {})))
+    sentences = (*doubts.in_records(made), *beside, *doubts.in_checks(about.get("checks", {})))
     for sentence in sentences if about else (*sentences, *UNFINISHED.values()):
         print(sentence)
     print(f"\nThe whole report: {page.resolve()}")

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from defendpp.files import write_whole
-from defendpp.report import ATTACK_NAMES, COLOURS, MARKERS, STYLES
+from defendpp.records import attack_name
+from defendpp.report import COLOURS, MARKERS, STYLES
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -87,7 +88,7 @@ def figure5(arrays: Arrays, *, title: str = "", classes: Sequence[str] = ()) -> 
             _show(grid[i, j + 1], adversarial[j, i], f"{verdict(int(arrays['prediction'][j, i]), label)}\n{distances}")
     for axes, name in zip(grid[0], ("Clean", *arrays["attack"].tolist()), strict=True):
         attack, *budget = name.split()
-        axes.set_title(_plain(" ".join([ATTACK_NAMES.get(attack, attack), *budget])))
+        axes.set_title(_plain(" ".join([attack_name(attack), *budget])))
     return figure
 
 

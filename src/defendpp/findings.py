@@ -13,7 +13,7 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 
-from defendpp import records, robustness, tables
+from defendpp import intervals, robustness, tables
 from defendpp.paper import FIGURE6_EPSILONS, Protocol, Scale
 from defendpp.study import TABLES, Measurement, Picture, Place, cell, figure6, seeds
 
@@ -116,7 +116,7 @@ QUESTIONS = (
 class Contrast:
     """One row against another, over the seeds that both have."""
 
-    difference: records.Difference | records.MeanDifference
+    difference: intervals.Difference | intervals.MeanDifference
     best: float
     """Accuracy of the better of the two."""
     seeds: int
@@ -170,11 +170,11 @@ def contrast(
         if not first[seed].index.equals(second[seed].index):
             names = " and ".join(columns)
             raise ValueError(f"“{a}” and “{b}” of {table} saw different images under {names}: measure them again")
-        by_seed.append(records.paired_difference(first[seed].to_numpy(), second[seed].to_numpy()))
+        by_seed.append(intervals.paired_difference(first[seed].to_numpy(), second[seed].to_numpy()))
         best = max(best, float(first[seed].mean()), float(second[seed].mean()))
     if not by_seed:
         return None
-    difference = by_seed[0] if len(by_seed) == 1 else records.mean_difference(by_seed)
+    difference = by_seed[0] if len(by_seed) == 1 else intervals.mean_difference(by_seed)
     return Contrast(difference, best, len(by_seed), min(planned, also))
 
 
@@ -252,7 +252,7 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
     return Answer((a, b), _verdict(judged, shifts), "; ".join(told), seeds, planned)
 
 
-def _verdict(judged: Mapping[str, Contrast | None], shifts: Sequence[records.Shift]) -> str:
+def _verdict(judged: Mapping[str, Contrast | None], shifts: Sequence[intervals.Shift]) -> str:
     """What the contrasts amount to, with the names of the columns where there are several."""
     found = {name: each for name, each in judged.items() if each is not None}
     kept = {name: each.sign for name, each in found.items() if each.best > FLOOR}
@@ -292,7 +292,7 @@ def _reported(question: Question, a: str, b: str, column: str) -> str:
     return f" (paper {first - second:+.2f})"
 
 
-def _shifts(question: Question, a: str, b: str, scale: Scale, place: Place) -> list[records.Shift]:
+def _shifts(question: Question, a: str, b: str, scale: Scale, place: Place) -> list[intervals.Shift]:
     """How much farther the nearer of the minimal-norm attacks must go on a than on b, by training seed."""
     shifts = []
     if question.nearest:
@@ -300,7 +300,7 @@ def _shifts(question: Question, a: str, b: str, scale: Scale, place: Place) -> l
         for seed in [seed for seed in first if seed in second]:
             both = first[seed].index.intersection(second[seed].index)
             if len(both):
-                shifts.append(records.median_shift(first[seed][both].to_numpy(), second[seed][both].to_numpy()))
+                shifts.append(intervals.median_shift(first[seed][both].to_numpy(), second[seed][both].to_numpy()))
     return shifts
 
 
@@ -357,7 +357,7 @@ def failures(name: str, scale: Scale, place: Place) -> list[str]:
 
 def _beaten(column: str, own: "pd.Series[bool]", rivals: "Mapping[str, pd.Series[bool]]") -> list[str]:
     """The rival that breaks the most images more than `own`, of those that both attacked, if clearly more."""
-    clearest = records.clearest_gain(own, rivals)
+    clearest = intervals.clearest_gain(own, rivals)
     if clearest is None or clearest[1].value < FLOOR:
         return []
     by, gain = clearest
@@ -389,7 +389,7 @@ def claims(scale: Scale, place: Place) -> list[str]:
                 changed = distance > 0
                 rebuilt, cut = ([found[f"{protocol} {name}"] for name in pair] for pair in (REBUILT, CUT))
                 shares = [
-                    records.accuracy(each[changed])
+                    intervals.accuracy(each[changed])
                     for to_clean, to_attacked in (rebuilt, cut)
                     for each in (to_clean < to_attacked, to_clean < distance)
                 ]

@@ -5,11 +5,9 @@ job whose file exists need not run again. Distances and budgets are in pixel uni
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import inf, sqrt
+from collections.abc import Iterable, Mapping
+from math import inf
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -19,6 +17,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
 
 from defendpp.files import write_whole
+from defendpp.intervals import Accuracy, Distance, accuracy, median
 
 SCHEMA = pa.schema(
     {
@@ -28,7 +27,7 @@ SCHEMA = pa.schema(
         "split": pa.string(),
         "image": pa.int64(),  # stable index of the image in its source
         "label": pa.int64(),
-        "attack": pa.string(),  # one of ATTACKS or a name of the caller's; "none" is the clean image
+        "attack": pa.string(),  # one of ATTACK_NAMES or a name of the caller's; "none" is the clean image
         "norm": pa.string(),  # "linf", "l2", or "" for clean
         "epsilon": pa.float64(),  # NaN: clean, or a minimal-norm attack, which has no budget
         "settings": pa.string(),  # canonical JSON of all settings of the attack
@@ -46,26 +45,28 @@ SCHEMA = pa.schema(
         "scale": pa.string(),  # "cpu", "paper" or "quickstart"
     }
 )
-ATTACKS = (
-    "none",
-    "fgsm",
-    "bim",
-    "pgd",
-    "auto_pgd",
-    "square",
-    "pixel_flips",
-    "adaptive_bottleneck",
-    "adaptive_reconstruction",
-    "cascade",
-    "auto_attack",
-    "minimal_pgd",
-    "carlini_wagner",
-    "ddn",
-    "smoothing",
-)
+ATTACK_NAMES = {
+    "none": "Clean",
+    "fgsm": "FGSM",
+    "bim": "BIM",
+    "pgd": "PGD",
+    "auto_pgd": "Auto-PGD",
+    "square": "Square",
+    "pixel_flips": "Pixel flips",
+    "adaptive_bottleneck": "PGD + bottleneck",
+    "adaptive_reconstruction": "PGD + decoder",
+    "cascade": "Cascade",
+    "auto_attack": "AutoAttack",
+    "minimal_pgd": "Minimal PGD",
+    "carlini_wagner": "C&W",
+    "ddn": "DDN",
+    "smoothing": "Smoothing",
+}
+"""What people call the attacks, in the order of tables."""
 KNOWLEDGE = ("clean", "certificate", "white-box", "gray-box", "transfer")
 TRANSFERRED = ("gray-box", "transfer")  # made on one network, its source, and tested on another
 NORMS = ("", "linf", "l2")
+NORM_NAMES = {"linf": "L∞", "l2": "L2"}
 RADII = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 """L2 radii that tables give certified accuracy at."""
 KEY = ["network_id", "data", "split", "attack", "norm", "epsilon", "settings", "knowledge", "source_id", "image"]
@@ -73,8 +74,10 @@ KEY = ["network_id", "data", "split", "attack", "norm", "epsilon", "settings", "
 Column = tuple[str, str, str, str, float]
 """A column of `summary`: knowledge, source, attack, norm, budget."""
 
-Z = NormalDist().inv_cdf(0.975)
-"""The 95 % point of the normal distribution."""
+
+def attack_name(attack: str) -> str:
+    """`ATTACK_NAMES`, or the caller's own name."""
+    return ATTACK_NAMES.get(attack, attack)
 
 
 def validate(frame: pd.DataFrame) -> pd.DataFrame:
@@ -168,230 +171,6 @@ def read(paths: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     return validate(pd.concat(frames, ignore_index=True)) if len(frames) > 1 else frames[0]
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """`correct` of `n` images, as a share in [0, 1] with its 95 % Wilson interval."""
-
-    correct: int
-    n: int
-    value: float
-    low: float
-    high: float
-
-    def beats_chance(self, classes: int) -> bool:
-        """Whether the interval lies above what a guess among so many classes gets."""
-        return self.low > 1 / classes
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
-
-
-def accuracy(correct: Bool[np.ndarray, " image"]) -> Accuracy:
-    """Share of true values with its 95 % interval, `wilson`."""
-    n = len(correct)
-    if n == 0:
-        raise ValueError("accuracy needs at least one image, but got none")
-    share = int(correct.sum()) / n
-    return Accuracy(int(correct.sum()), n, share, *wilson(share, n))
-
-
-@dataclass(frozen=True)
-class MeanAccuracy:
-    """Mean accuracy of networks that differ in their seed, on the same `n` images, with a 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    seeds: int
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}], {self.seeds} seeds"
-
-
-def mean_accuracy(by_seed: Sequence[Bool[np.ndarray, " image"]]) -> MeanAccuracy:
-    """The mean over at least two seeds, and an interval for the mean of all seeds.
-
-    The interval is Student's over the seeds, or Wilson's over the images where that is wider: three seeds that agree by
-    chance do not make n images tell more than they can.
-    """
-    sizes = [len(values) for values in by_seed]
-    if len(sizes) < 2 or len(set(sizes)) > 1:
-        raise ValueError(f"a mean over seeds needs two or more networks on the same images, but got {sizes}")
-    mean, half = _student([accuracy(values).value for values in by_seed])
-    low, high = wilson(mean, sizes[0])
-    return MeanAccuracy(mean, max(0.0, min(low, mean - half)), min(1.0, max(high, mean + half)), sizes[0], len(sizes))
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of `n` images (Wilson 1927): the p within z standard errors *of p* of the share.
-
-    Unlike share +- z sqrt(share (1 - share) / n) it stays in [0, 1] and is not empty at 0 or 1.
-    """
-    centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
-    # At 0 and 1 the bound is the share itself, and rounding must not push it past.
-    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Accuracy of a less that of b on the same `n` images, with a 95 % interval and the p-value of no difference."""
-
-    value: float
-    low: float
-    high: float
-    p: float
-    n: int
-
-    def __str__(self) -> str:
-        p = "p < 0.001" if self.p < 0.001 else f"p = {self.p:.3f}"
-        return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}], {p}"
-
-
-def paired_difference(a: Bool[np.ndarray, " image_a"], b: Bool[np.ndarray, " image_b"]) -> Difference:
-    """Compare two networks image by image: a[i] and b[i] say whether each got image i right (see `join`).
-
-    The interval is method 10 of Newcombe (1998), "Improved confidence intervals for the difference between binomial
-    proportions based on paired data", Statistics in Medicine 17: two Wilson intervals, combined with the correlation
-    phi of the pairs (continuity-corrected where positive). p is McNemar's, exact: the discordant pairs are a fair coin.
-    """
-    from scipy.stats import binomtest
-
-    if len(a) != len(b):
-        raise ValueError(f"a paired comparison needs the same images, but got {len(a)} and {len(b)} of them")
-    first, second = accuracy(a), accuracy(b)
-    both, neither = int((a & b).sum()), int((~a & ~b).sum())
-    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
-    n = len(a)
-    margins = first.correct * (n - first.correct) * second.correct * (n - second.correct)
-    covariance = float(both * neither - only_a * only_b)
-    if covariance > 0:
-        covariance = max(covariance - n / 2, 0.0)
-    phi = covariance / sqrt(margins) if margins else 0.0
-    below_a, above_a = first.value - first.low, first.high - first.value
-    below_b, above_b = second.value - second.low, second.high - second.value
-    value = (only_a - only_b) / n
-    down = sqrt(max(0.0, below_a**2 - 2 * phi * below_a * above_b + above_b**2))
-    up = sqrt(max(0.0, above_a**2 - 2 * phi * above_a * below_b + below_b**2))
-    p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
-    return Difference(value, value - down, value + up, p, n)
-
-
-def clearest_gain(own: "pd.Series[bool]", others: "Mapping[str, pd.Series[bool]]") -> tuple[str, Difference] | None:
-    """The other attack that leaves the most images fewer right than `own`, of those that both attacked, and how many.
-
-    Each says by image which stayed right. None where no 95 % interval excludes 0.
-    """
-    found = {}
-    for name, other in others.items():
-        both = own.index.intersection(other.index)
-        if not both.empty:
-            gain = paired_difference(own[both].to_numpy(), other[both].to_numpy())
-            if gain.low > 0:
-                found[name] = gain
-    return max(found.items(), key=lambda each: each[1].value) if found else None
-
-
-@dataclass(frozen=True)
-class MeanDifference:
-    """Mean difference of accuracy over pairs of networks that differ in their seed, with a 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-    seeds: int
-
-    def __str__(self) -> str:
-        return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}], {self.seeds} seeds"
-
-
-def mean_difference(by_seed: Sequence[Difference]) -> MeanDifference:
-    """The mean over at least two seeds; Student's interval over the seeds, or the pairs' own where that is wider.
-
-    The pairs' own is the mean of their intervals, as if all had seen the same images, which they have.
-    """
-    sizes = [each.n for each in by_seed]
-    if len(sizes) < 2 or len(set(sizes)) > 1:
-        raise ValueError(f"a mean over seeds needs two or more pairs on the same images, but got {sizes}")
-    value, half = _student([each.value for each in by_seed])
-    low, high = (float(np.mean([getattr(each, end) for each in by_seed])) for end in ("low", "high"))
-    return MeanDifference(value, min(low, value - half), max(high, value + half), sizes[0], len(sizes))
-
-
-def _student(values: Sequence[float]) -> tuple[float, float]:
-    """The mean of a sample and half its 95 % interval by Student's t."""
-    from scipy.stats import t
-
-    spread = float(np.std(values, ddof=1)) / sqrt(len(values))
-    return float(np.mean(values)), float(t.ppf(0.975, len(values) - 1)) * spread
-
-
-@dataclass(frozen=True)
-class Distance:
-    """Median distance an attack needed, over `n` images, with a 95 % interval; infinite if it failed on over half."""
-
-    median: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
-
-
-def median_distance(rows: pd.DataFrame) -> Distance:
-    """How far a minimal-norm attack had to go, in its own norm, for the images the network gets right when clean.
-
-    A failed attack counts as infinitely far. The interval lies between two order statistics, so it assumes nothing
-    about the distances (David and Nagaraja 2003, section 7.1).
-    """
-    distances = np.sort(reach(rows[rows["clean_prediction"] == rows["label"]]))
-    n = len(distances)
-    if n == 0:
-        raise ValueError("the median distance needs an image that is right when clean, but there is none")
-    low, high = _ranked(distances)
-    return Distance(float(np.median(distances)), max(0.0, low), high, n)
-
-
-@dataclass(frozen=True)
-class Shift:
-    """Median of what an attack needed more on one network than on another, image by image, with a 95 % interval."""
-
-    median: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        return f"{self.median:+.2f} [{self.low:+.2f}, {self.high:+.2f}], n = {self.n:,}"
-
-
-def median_shift(a: Float[np.ndarray, " image_a"], b: Float[np.ndarray, " image_b"]) -> Shift:
-    """Of distances on the same images, infinite where an attack failed: the median of a[i] - b[i], 0 if both failed.
-
-    The interval is that of `median_distance`.
-    """
-    if len(a) != len(b) or not len(a):
-        raise ValueError(f"a paired comparison needs the same images, at least one, but got {len(a)} and {len(b)}")
-    both = np.isinf(a) & np.isinf(b)
-    shifts = np.sort(np.where(both, 0.0, np.where(both, 0.0, a) - np.where(both, 0.0, b)))
-    low, high = _ranked(shifts)
-    below, above = shifts[(len(a) - 1) // 2], shifts[len(a) // 2]
-    median = 0.0 if np.isinf(below) and below == -above else (below + above) / 2
-    return Shift(float(median), low, high, len(a))
-
-
-def _ranked(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    """Between these two of the sorted values lies the median, with 95 % confidence."""
-    from scipy.stats import binom
-
-    n = len(values)
-    rank = int(binom.ppf(0.025, n, 0.5))  # x_(rank) and x_(n + 1 - rank), counted from 1; rank 0 is no bound at all
-    return (float(values[rank - 1]), float(values[n - rank])) if rank else (-inf, inf)
-
-
 def cell(
     records: pd.DataFrame,
     *,
@@ -469,6 +248,17 @@ def reach(rows: pd.DataFrame) -> Float[np.ndarray, " row"]:
     distance = np.where(rows["norm"] == "l2", rows["l2"], rows["linf"])
     is_right = rows["clean_prediction"] == rows["label"]
     return np.where(is_right, np.where(rows["success"], distance, inf), -inf)
+
+
+def median_distance(rows: pd.DataFrame) -> Distance:
+    """How far a minimal-norm attack had to go, in its own norm, for the images the network gets right when clean.
+
+    A failed attack counts as infinitely far.
+    """
+    distances = reach(rows[rows["clean_prediction"] == rows["label"]])
+    if not len(distances):
+        raise ValueError("the median distance needs an image that is right when clean, but there is none")
+    return median(distances)
 
 
 def security_curve(rows: pd.DataFrame, epsilons: Iterable[float] | None = None) -> pd.DataFrame:
@@ -621,5 +411,5 @@ def _runs(rows: pd.DataFrame) -> set[tuple[str, float]]:
 def _column_order(column: Column) -> tuple[object, ...]:
     """By knowledge; linf before l2; the known attacks in their order, others by name, then the worst case."""
     knowledge, source, attack, norm, epsilon = column
-    rank = ATTACKS.index(attack) if attack in ATTACKS else len(ATTACKS)
+    rank = [*ATTACK_NAMES].index(attack) if attack in ATTACK_NAMES else len(ATTACK_NAMES)
     return KNOWLEDGE.index(knowledge), source, norm != "linf", attack == "all", rank, attack, epsilon

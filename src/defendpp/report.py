@@ -22,6 +22,7 @@ import pandas as pd
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 
+from defendpp import doubts, intervals
 from defendpp import records as rec
 from defendpp.files import write_whole
 
@@ -29,24 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-ATTACK_NAMES = {
-    "none": "Clean",
-    "fgsm": "FGSM",
-    "bim": "BIM",
-    "pgd": "PGD",
-    "carlini_wagner": "C&W",
-    "ddn": "DDN",
-    "auto_pgd": "Auto-PGD",
-    "square": "Square",
-    "adaptive_bottleneck": "PGD + bottleneck",
-    "adaptive_reconstruction": "PGD + decoder",
-    "cascade": "Cascade",
-    "auto_attack": "AutoAttack",
-    "minimal_pgd": "Minimal PGD",
-    "pixel_flips": "Pixel flips",
-    "smoothing": "Smoothing",
-}
-NORM_NAMES = {"linf": "L∞", "l2": "L2"}
 MISSING = "–"
 
 Gallery = Mapping[str, NDArray[Any]]
@@ -92,7 +75,7 @@ def _block(summary: pd.DataFrame, knowledge: str, source: str, budgets: Mapping[
         return of_knowledge == "clean" or ((of_knowledge, of_source) == (knowledge, source) and is_asked)
 
     columns = [column for column in cast("list[rec.Column]", summary.columns.tolist()) if is_shown(column)]
-    counts = {cell.n for column in columns for cell in summary[column] if isinstance(cell, rec.Accuracy)}
+    counts = {cell.n for column in columns for cell in summary[column] if isinstance(cell, intervals.Accuracy)}
     entries = {column: _entries(summary[column], column, len(counts) > 1) for column in columns}
     title = {
         "clean": "Clean images",
@@ -140,7 +123,7 @@ def _heading(column: rec.Column) -> tuple[str, str]:
     knowledge, _, attack, norm, epsilon = column
     if attack == "none":
         return "Clean", ""
-    name, unit = _name(attack), NORM_NAMES[norm]
+    name, unit = rec.attack_name(attack), rec.NORM_NAMES[norm]
     if knowledge == "certificate":
         return "certified", f"{unit} > {epsilon:g}"
     if isinf(epsilon):
@@ -151,12 +134,14 @@ def _heading(column: rec.Column) -> tuple[str, str]:
 def _entries(cells: "pd.Series[Any]", column: rec.Column, with_n: bool) -> dict[str, Entry]:
     source = column[1]
     measured = {str(network): cell for network, cell in cells.items() if cell is not None and network != source}
-    value = {name: cell.median if isinstance(cell, rec.Distance) else cell.value for name, cell in measured.items()}
+    value = {
+        name: cell.median if isinstance(cell, intervals.Distance) else cell.value for name, cell in measured.items()
+    }
     top = max(value.values(), default=0.0)
     best = {name for name, cell in measured.items() if cell.high >= top and top > 0}
     entries = {str(network): Entry(MISSING) for network in cells.index}
     for name, cell in measured.items():
-        scale, digits = (1, 2) if isinstance(cell, rec.Distance) else (100, 1)
+        scale, digits = (1, 2) if isinstance(cell, intervals.Distance) else (100, 1)
         coarse = digits == 1 and cell.n < 1000  # the ends of so wide an interval mean nothing below a point
         places = (digits, digits - coarse, digits - coarse)
         shown, low, high = (
@@ -244,14 +229,14 @@ def headlines(
             sentences += _versus(records, networks, baseline, attack, norm, epsilon)
     minimal = records[(records["knowledge"] == "white-box") & records["epsilon"].isna()]
     minimal = minimal[minimal["clean_prediction"] == minimal["label"]]
-    for unit, runs in minimal.groupby(minimal["norm"].map(NORM_NAMES), sort=False):
+    for unit, runs in minimal.groupby(minimal["norm"].map(rec.NORM_NAMES), sort=False):
         strongest = _strongest(runs)
         of_attack = runs[runs["attack"] == strongest].groupby("network", sort=False)
         medians = [f"{rec.median_distance(rows)} on “{network}”" for network, rows in of_attack]
-        sentences.append(f"The median {unit} distance that {_name(strongest)} needs is {', '.join(medians)}.")
+        sentences.append(f"The median {unit} distance that {rec.attack_name(strongest)} needs is {', '.join(medians)}.")
     if control is not None:
         sentences += _transfer(fixed, networks, _known(control, networks))
-    return sentences + doubts(records)
+    return sentences + doubts.in_records(records)
 
 
 def _strongest(runs: pd.DataFrame) -> str:
@@ -262,23 +247,19 @@ def _strongest(runs: pd.DataFrame) -> str:
     return str(distance.groupby(runs["attack"], sort=False).median().idxmin())
 
 
-def _name(attack: str) -> str:
-    return ATTACK_NAMES.get(attack, attack)
-
-
 def _known(network: str, networks: list[str]) -> str:
     if network not in networks:
         raise ValueError(f"the records have no network {network!r}, only {', '.join(map(repr, networks))}")
     return network
 
 
-def _compare(records: pd.DataFrame, a: str, b: str, **threat: Any) -> str | rec.Difference:
+def _compare(records: pd.DataFrame, a: str, b: str, **threat: Any) -> str | intervals.Difference:
     """a against b on the same images, or the reason why they cannot be compared."""
     try:
         pairs = rec.join(records, a, b, **threat)
     except ValueError as error:
         return str(error)
-    return rec.paired_difference(pairs["correct_a"].to_numpy(), pairs["correct_b"].to_numpy())
+    return intervals.paired_difference(pairs["correct_a"].to_numpy(), pairs["correct_b"].to_numpy())
 
 
 def _versus(
@@ -287,8 +268,10 @@ def _versus(
     threat = {"attack": attack, "knowledge": "white-box", "epsilon": epsilon}
     runs = records[(records["attack"] == attack) & (records["knowledge"] == "white-box") & (records["norm"] == norm)]
     runs = runs[np.isclose(runs["epsilon"], epsilon)]
-    kept = {str(name): rec.accuracy(rows["correct"].to_numpy()) for name, rows in runs.groupby("network", sort=False)}
-    under = f"Under white-box {_name(attack)} at {NORM_NAMES[norm]} ≤ {epsilon:g}"
+    kept = {
+        str(name): intervals.accuracy(rows["correct"].to_numpy()) for name, rows in runs.groupby("network", sort=False)
+    }
+    under = f"Under white-box {rec.attack_name(attack)} at {rec.NORM_NAMES[norm]} ≤ {epsilon:g}"
     if baseline not in kept:
         return [f"{under}, “{baseline}” was not measured, so nothing can be compared with it."]
     sentences = [f"{under}, “{baseline}” keeps {kept[baseline]} of n = {kept[baseline].n} images."]
@@ -325,162 +308,10 @@ def _transfer(fixed: pd.DataFrame, networks: list[str], control: str) -> list[st
         if network in met - {control, source}
     ]
     return [
-        f"Transferred {_name(attack)} images ({NORM_NAMES[norm]} ≤ {epsilon:g}, made on “{source}”) leave “{control}”, "
-        f"which is another network but not defended, {rec.accuracy(rows['correct'].to_numpy())}"
-        + (f"; against it: {'; '.join(gains)}." if gains else ".")
+        f"Transferred {rec.attack_name(attack)} images ({rec.NORM_NAMES[norm]} ≤ {epsilon:g}, made on “{source}”) "
+        f"leave “{control}”, which is another network but not defended, "
+        f"{intervals.accuracy(rows['correct'].to_numpy())}" + (f"; against it: {'; '.join(gains)}." if gains else ".")
     ]
-
-
-def believed(checks: Mapping[str, Sequence[Mapping[str, str]]]) -> list[str]:
-    """What `defendpp.checks` found of each network, by name, a sentence each; one that failed is a doubt.
-
-    The checks have a PGD of their own: they tell of the network, and not of the attacks that were chosen.
-    """
-    said = []
-    for network, found in checks.items():
-        failed, open_, passed = (
-            [each for each in found if each["verdict"] == verdict] for verdict in ("failed", "not judged", "passed")
-        )
-        if failed:
-            reasons = "; ".join(f"“{each['name']}”: {each['detail']}" for each in failed)
-            said.append(
-                f"Doubt: on “{network}” {len(failed)} of {len(found)} checks, with a PGD of their own, fail: {reasons}."
-            )
-        else:
-            rest = "; ".join(f"“{each['name']}” was not judged: {each['detail']}" for each in open_)
-            said.append(
-                f"“{network}” passes {len(passed)} of {len(found)} checks, with a PGD of their own"
-                f"{rest and '; ' + rest}."
-            )
-    return said
-
-
-def doubts(records: pd.DataFrame) -> list[str]:
-    """Signs that an attack was too weak on a network (Carlini et al. 2019, "On evaluating adversarial robustness").
-
-    At the same budget, an attack through the network's own gradients must not leave more images right than another one,
-    nor than images made on another network; one step, and search without gradients, may. A minimal-norm attack is taken
-    at every budget of its norm that another attack had, and must reach every image. Where the 95 % interval of a
-    difference in the wrong direction excludes 0, the largest is reported; so are budgets at which one step or search
-    was all. Before that come networks that are not shown to be better than chance on clean images, among as many
-    classes as the labels have.
-    """
-    lost = _failed_of_any_size(records)
-    found: list[str] = []
-    compared = set()
-    records = pd.concat([records, *_minimal_at_budgets(records)])
-    white = records[(records["knowledge"] == "white-box") & records["epsilon"].notna()]
-    for _, rows in white.groupby(["network", "attack", "norm", "epsilon"], sort=False):
-        network, attack, norm = (str(rows[name].iloc[0]) for name in ("network", "attack", "norm"))
-        epsilon = float(rows["epsilon"].iloc[0])
-        same = records[(records["network"] == network) & (records["norm"] == norm) & (records["epsilon"] == epsilon)]
-        own = (
-            (same["knowledge"] == "white-box")
-            & (same["attack"] != attack)
-            & (not _is_weak(attack, str(rows["settings"].iloc[0])))
-        )
-        made_elsewhere = (same["knowledge"] == "transfer") & (same["attack"] == attack) & (same["source"] != network)
-        others = {}
-        for _, images in same[own | made_elsewhere].groupby(["knowledge", "source", "attack"], sort=False):
-            by, knowledge, source = (str(images[name].iloc[0]) for name in ("attack", "knowledge", "source"))
-            told = "one step of FGSM" if by == "fgsm" and knowledge == "white-box" else _name(by)
-            others[told + (f" from “{source}”" if knowledge == "transfer" else "")] = _right(images)
-            if set(images["image"]) & set(rows["image"]):
-                compared.add((network, norm, epsilon, frozenset({attack, by}), source))
-        clearest = rec.clearest_gain(_right(rows), others)
-        if clearest:
-            stronger, gain = clearest
-            found.append(
-                f"Doubt: on “{network}”, white-box {_name(attack)} at {NORM_NAMES[norm]} ≤ {epsilon:g} leaves more "
-                f"images right than {stronger} ({gain}): it was too weak, and its number is too high."
-            )
-    for (name, norm_, size), rows in white.groupby(["network", "norm", "epsilon"], sort=False):
-        attacks = rows.drop_duplicates(["attack", "settings"])
-        if all(_is_weak(str(one), str(how)) for one, how in zip(attacks["attack"], attacks["settings"], strict=True)):
-            tried = " and ".join(dict.fromkeys(_name(str(one)) for one in attacks["attack"]))
-            found.append(
-                f"Doubt: on “{name}”, nothing but one step or random search ({tried}) was tried at "
-                f"{NORM_NAMES[str(norm_)]} ≤ {cast('float', size):g}: what withstands it says nothing of stronger "
-                "attacks."
-            )
-    found += lost
-    n = len(compared)
-    if n and not found:
-        found = [
-            f"In {n} paired comparison{'s' * (n > 1)} at the same budget, neither another attack nor transferred "
-            "images did better, beyond chance, than one through the network's own gradients."
-        ]
-    return [*_at_chance(records), *found]
-
-
-def overlooked(records: pd.DataFrame, others: pd.DataFrame, budgets: Mapping[str, float]) -> list[str]:
-    """Where `others`, records that a page does not show, broke images that by those it shows withstand everything."""
-    found = []
-    for (network_id, data, split), shown in records.groupby(["network_id", "data", "split"], sort=False):
-        more = others[(others["network_id"] == network_id) & (others["data"] == data) & (others["split"] == split)]
-        for norm, budget in budgets.items():
-            try:
-                here = rec.worst_case(shown, norm=norm, budget=budget)
-            except ValueError:  # not attacked in this norm
-                continue
-            left = rec.accuracy((here & ~here.index.isin(rec.fallen(more, norm=norm, budget=budget))).to_numpy())
-            right = rec.accuracy(here.to_numpy())
-            if left.correct < right.correct:
-                found.append(
-                    f"Doubt: other records beside these leave “{shown['network'].iloc[0]}” at most {left} of n = "
-                    f"{left.n} images at {NORM_NAMES[norm]} ≤ {budget:g}, where those shown leave {right}."
-                )
-    return found
-
-
-def _minimal_at_budgets(records: pd.DataFrame) -> list[pd.DataFrame]:
-    """What each white-box minimal-norm run leaves right within each budget that the network met in its norm."""
-    white = records[records["knowledge"] == "white-box"]
-    made = []
-    for (network, norm), rows in white[white["epsilon"].isna()].groupby(["network", "norm"], sort=False):
-        budgets = white.loc[(white["network"] == network) & (white["norm"] == norm), "epsilon"].dropna().unique()
-        made += [rows.assign(epsilon=budget, correct=rec.reach(rows) > budget) for budget in budgets]
-    return made
-
-
-def _is_weak(attack: str, settings: str) -> bool:
-    """Whether what an attack leaves right tells nothing by itself: one step, or search without gradients."""
-    is_one_step = attack in ("bim", "pgd") and json.loads(settings or "{}").get("steps") == 1
-    return attack in ("fgsm", "square") or is_one_step
-
-
-def _failed_of_any_size(records: pd.DataFrame) -> list[str]:
-    """Minimal-norm attacks that found nothing on the network itself, although they may go as far as they like."""
-    runs = records[(records["knowledge"] == "white-box") & records["epsilon"].isna()]
-    found = []
-    for (network, attack), rows in runs[runs["clean_prediction"] == runs["label"]].groupby(
-        ["network", "attack"], sort=False
-    ):
-        failed = int((~rows["success"]).sum())
-        if failed > max(1, 0.02 * len(rows)):
-            found.append(
-                f"Doubt: on “{network}”, {_name(str(attack))} found nothing for {failed} of {len(rows)} images, "
-                "although it may go any distance: it failed there, and its distance is too large."
-            )
-    return found
-
-
-def _right(run: pd.DataFrame) -> "pd.Series[bool]":
-    return run.set_index("image")["correct"]
-
-
-def _at_chance(records: pd.DataFrame) -> list[str]:
-    clean = records[records["knowledge"] == "clean"]
-    found = []
-    for network, rows in clean.groupby("network", sort=False):
-        right = rec.accuracy(rows["correct"].to_numpy())
-        classes = rows["label"].nunique()
-        if classes > 1 and not right.beats_chance(classes):
-            found.append(
-                f"Doubt: “{network}” is not shown to be better than chance on clean images ({right} of n = {right.n}, "
-                f"{classes} classes): what it withstands says nothing."
-            )
-    return found
 
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#000000", "#56b4e9", "#e69f00")
@@ -514,7 +345,7 @@ def curves(records: pd.DataFrame, budgets: Mapping[str, float] | None = None) ->
             for name in networks
             if (rows["network"] == name).any()
         }
-        name, unit = _name(str(attack)), NORM_NAMES[str(norm)]
+        name, unit = rec.attack_name(str(attack)), rec.NORM_NAMES[str(norm)]
         budget = (budgets or {}).get(str(norm))
         at = float(rows["epsilon"].max()) if grid is None else grid[50]
         at = budget if budget is not None and (grid is None or budget <= grid[-1]) else at
@@ -646,7 +477,7 @@ def _gallery(name: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         rows.append(row("Adversarial, reconstructed", colour(arrays["adversarial_reconstruction"])))
     rows.append(row("Perturbation", [_png(each) for each in diverging]))
     attack, *settings = str(arrays["attack"]).split()
-    attack = " ".join([_name(attack), *settings])
+    attack = " ".join([rec.attack_name(attack), *settings])
     return {"network": name, "attack": attack, "labels": label, "rows": rows, "scale": f"{scale:.2g}"}
 
 
@@ -667,11 +498,11 @@ def measured(records: pd.DataFrame) -> list[list[str]]:
         counts = rows.groupby(["network", "epsilon"], dropna=False).size()
         lines.append(
             [
-                _name(str(attack)),
+                rec.attack_name(str(attack)),
                 f"{knowledge}, from “{source}”" if source else str(knowledge),
-                f"{NORM_NAMES[str(norm)]} ≤ {', '.join(epsilons)}"
+                f"{rec.NORM_NAMES[str(norm)]} ≤ {', '.join(epsilons)}"
                 if epsilons
-                else f"{NORM_NAMES[str(norm)]}, smallest",
+                else f"{rec.NORM_NAMES[str(norm)]}, smallest",
                 str(shown) or MISSING,
                 ", ".join(map(str, sorted(rows["seed"].unique()))),
                 " to ".join(dict.fromkeys([str(counts.min()), str(counts.max())])),
@@ -715,7 +546,11 @@ def html(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         title=title,
-        headlines=[*headlines(records, budgets, baseline=baseline, control=control), *beside, *believed(checks or {})],
+        headlines=[
+            *headlines(records, budgets, baseline=baseline, control=control),
+            *beside,
+            *doubts.in_checks(checks or {}),
+        ],
         control=control,
         budgets=budgets,
         blocks=blocks(records, budgets),

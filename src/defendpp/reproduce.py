@@ -16,12 +16,11 @@ from typing import Any
 
 import torch
 
+from defendpp import adversarial_sets, evaluation, figure_data, paper, published, records
 from defendpp import data as datasets
-from defendpp import evaluation, figure_data, paper, published, records
 from defendpp.adaptive import with_objectives
 from defendpp.data import Data, Images
 from defendpp.data.dataset import cache_folder
-from defendpp.evaluation import Network
 from defendpp.execution import Execution
 from defendpp.files import write_arrays, write_whole
 from defendpp.progress import Progress
@@ -115,9 +114,9 @@ def _make(job: Making, place: Place, data_root: Path | None, device: str | None,
     split = _test_images(job.source, data_root, job.images)
     started = time.monotonic()
     settings: dict[str, Any] = {"data": job.source.data, "device": device, "progress": progress}
-    for _ in evaluation.adversarial_set(source, job.attack, split, place.work / "sets", **settings):
+    for _ in adversarial_sets.adversarial_set(source, job.attack, split, place.work / "sets", **settings):
         pass
-    folder = evaluation.set_folder(source, job.attack, split, place.work / "sets", data=job.source.data)
+    folder = adversarial_sets.set_folder(source, job.attack, split, place.work / "sets", data=job.source.data)
     text = json.dumps({"folder": folder.name, "made": str(job), "seconds": time.monotonic() - started}) + "\n"
     write_whole(job.file(place), lambda path: path.write_text(text))
 
@@ -145,7 +144,7 @@ def _measure(
         if job.through == "bare":
             assert isinstance(run.classifier, Purified)
             attack = _on_reformed(attack, run.classifier, run.id)
-            target = source = evaluation.network(f"{job.target}, bare", run.classifier.classifier)
+            target = source = adversarial_sets.network(f"{job.target}, bare", run.classifier.classifier)
         elif job.through:
             assert isinstance(run.classifier, Purified)
             attack = replace(attack, settings={**attack.settings, "gradient": job.through})
@@ -158,7 +157,7 @@ def _measure(
         if job.target.role == "comdefend" and not job.is_white_box:
             frame["knowledge"] = "gray-box"  # the attacker knows the classifier and not what stands before it
         if job.is_white_box and job.target.role != "source":  # nobody else looks at this set
-            unused.append(evaluation.set_folder(source, attack, split, sets, data=job.target.data))
+            unused.append(adversarial_sets.set_folder(source, attack, split, sets, data=job.target.data))
     is_distance_told = job.is_white_box and job.attack is not None and job.attack.epsilon is None
     frame[["l2", "linf"]] = frame[["l2", "linf"]].round(DIGITS if is_distance_told else FEW_DIGITS)
     records.write(frame, job.file(place), about={"seconds": f"{time.monotonic() - started:.1f}", "job": str(job)})
@@ -265,5 +264,5 @@ def _run(folder: Path) -> Run:
     return load_run(folder)
 
 
-def _network(run: Run, subject: Subject) -> Network:
-    return Network(str(subject), run.classifier, run.id)
+def _network(run: Run, subject: Subject) -> adversarial_sets.Network:
+    return adversarial_sets.Network(str(subject), run.classifier, run.id)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import pandas as pd
 import pyarrow.parquet as pq
 
-from defendpp import records, study
+from defendpp import intervals, records, study
+from defendpp.intervals import Accuracy, MeanAccuracy
 from defendpp.paper import Column, Row, Scale, Table
-from defendpp.records import Accuracy, MeanAccuracy
 from defendpp.study import TABLES, Measurement, Place, cell
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def right(alternatives: Sequence[Measurement], place: Place, radius: float | Non
 def estimate(measured: "Sequence[pd.Series[bool]]") -> Accuracy | MeanAccuracy:
     """Accuracy, over the seeds where there are several."""
     if len(measured) == 1:
-        return records.accuracy(measured[0].to_numpy())
-    return records.mean_accuracy([each.to_numpy() for each in measured])
+        return intervals.accuracy(measured[0].to_numpy())
+    return intervals.mean_accuracy([each.to_numpy() for each in measured])
 
 
 def printed(name: str, scale: Scale, place: Place) -> Printed:
