@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Generator, Tensor, nn
 
-from defendpp.networks import Normalized, build, core, load_weights, save
+from defendpp.networks import Normalized, build, core, home, load_weights, save
 from defendpp.networks.named import check_runs, replace_last_layer
 
 OWN = ["resnet18", "resnet50", "vgg16"]
@@ -285,3 +285,10 @@ def test_weights_that_do_not_fit_are_one_sentence_and_change_nothing(tmp_path: P
     with pytest.raises(FileNotFoundError, match="no weights file at"):
         load_weights(network, tmp_path / "absent")
     assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_a_network_without_weights_lives_where_its_buffers_are() -> None:
+    network = nn.Module()
+    assert home(network) == torch.device("cpu")
+    network.register_buffer("mean", torch.zeros(1, device="meta"))
+    assert home(network) == torch.device("meta")

@@ -333,3 +333,15 @@ def test_a_recipe_with_every_term_is_trained_and_read(data: Data, tmp_path: Path
 def test_terms_that_cannot_go_together_are_refused(change: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         dataclasses.replace(HARDENED, **change).check()
+
+
+def test_building_leaves_the_random_numbers_of_graphics_cards_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reseed(seed: int) -> None:
+        raise AssertionError(f"reseeded with {seed}")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", reseed)
+    recipe = Recipe(width=4, defence="defend")
+    state = torch.get_rng_state()
+    classifier = build_classifier(recipe, 10, (1, 28, 28))
+    build_objective(recipe, classifier, (1, 28, 28))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from defendpp import published, schedule, threats
 from defendpp.schedule import cost, in_order, on_ray, seconds_left, spoken
@@ -183,6 +184,17 @@ def test_published_networks_take_no_time_but_have_a_cost(tmp_path: Path) -> None
     assert seconds_left([steady], [], Place(tmp_path, tmp_path)) == 0
     none = Training(Subject("none", "mnist", "resnet18", 1, "cpu"))
     assert cost(steady) == pytest.approx(2 * cost(none))  # of every image it sees two copies
+
+
+@pytest.mark.parametrize(
+    ("cards", "device", "workers", "share"),
+    [(1, "auto", 4, 0.25), (4, "cuda", 2, 1.0), (0, "auto", 2, 0.0), (1, "cpu", 4, 0.0), (0, "cuda", None, 1.0)],
+)
+def test_local_workers_share_out_the_cards(
+    monkeypatch: pytest.MonkeyPatch, cards: int, device: str, workers: int | None, share: float
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    assert schedule.share_of_a_card(device, workers) == share
 
 
 def test_durations_are_spoken() -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from defendpp.adaptive import adapted, decoder_for
 from defendpp.attacks import Prepared, prepare
+from defendpp.attacks.precision import exact_float32
 from defendpp.data import Images, digest
 from defendpp.files import short_hash, write_whole
 from defendpp.networks import home
@@ -154,10 +155,10 @@ def piece_size(split: Images, attack: Attack | None = None) -> int:
 
 
 def predictions(model: nn.Module, images: Tensor, *, device: str | None = None) -> Int[Tensor, " n"]:
-    """The predicted class of each image, on the CPU; computed on `device`, by default where the model is."""
+    """The predicted class of each image, on the CPU; computed on `device`, where the model is then left."""
     place = device_of(model, device)
     model = model.to(place)  # outside inference mode, or no gradient could pass the weights that it moves ever again
-    with torch.inference_mode():
+    with torch.inference_mode(), exact_float32():
         predicted: Tensor = model(images.to(place)).argmax(1).cpu()
     return predicted
 

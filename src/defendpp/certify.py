@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
+from defendpp.attacks.precision import exact_float32
 from defendpp.networks import evaluating
 
 ABSTAINED = -1
@@ -68,7 +69,7 @@ def certify(
             f"samples, selection and batch_size must be at least 1, not {samples}, {selection} and {batch_size}"
         )
     generator = Generator().manual_seed(0) if generator is None else generator
-    with evaluating(model):
+    with evaluating(model), exact_float32():
         found = [_certify(model, image, sigma, samples, selection, alpha, batch_size, generator) for image in images]
     prediction, radius, used = zip(*found, strict=True) if found else ((), (), ())
     return Certificate(torch.tensor(prediction).long(), torch.tensor(radius).float(), torch.tensor(used).long())
@@ -103,7 +104,7 @@ def _counts(
     """How often the base classifier names each class, of n noisy copies of an image."""
     total = torch.zeros(0, dtype=torch.int64)
     for size in [batch_size] * (n // batch_size) + [n % batch_size] * (n % batch_size > 0):
-        noise = torch.randn((size, *image.shape), generator=generator, dtype=image.dtype)
+        noise = torch.randn((size, *image.shape), generator=generator, device=generator.device, dtype=image.dtype)
         logits = model(image + sigma * noise.to(image.device))
         total = torch.bincount(logits.argmax(1).cpu(), minlength=logits.shape[1]) + (total if len(total) else 0)
     return total

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -57,7 +58,7 @@ def quickstart(output: Path = Path("quickstart"), images: int = 200) -> None:
 
     runs = job.train_networks(output)
     with bar() as progress:
-        job.attack_networks(runs, output, images=images, progress=progress)
+        job.attack_networks(runs, output, images=images, device=_device("auto"), progress=progress)
     _show(output, output / "report.html", command="defendpp quickstart")
 
 
@@ -108,7 +109,8 @@ def train(
     )
     if len(loaded.test):
         network = adversarial_sets.network(run.name, run.classifier)
-        clean = evaluation.clean_records(network, loaded.test, data=recipe.data)
+        device = None if accelerator == "cpu" else _device("auto")
+        clean = evaluation.clean_records(network, loaded.test, data=recipe.data, device=device)
         right = intervals.accuracy(clean["correct"].to_numpy())
         hint = ", which is not shown to be better than chance" * (not right.beats_chance(len(run.classes)))
         print(f"clean test accuracy {right} of {len(clean)} images{hint}")
@@ -624,8 +626,11 @@ def _device(name: str) -> str | None:
 def _processes(device: str, devices: int, nodes: int) -> Iterator[tuple[str, tuple[int, int]]]:
     """This process's device, and which of how many processes it is; on leaving, all have done their part."""
     from lightning import Fabric
+    from lightning.fabric.strategies.ddp import DDPStrategy
 
-    fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, strategy="ddp")
+    # they meet once, in the end, and one may have hours of work when another is done
+    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=30))
+    fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, strategy=strategy)
     fabric.launch()
     yield str(fabric.device), (fabric.global_rank, fabric.world_size)
     fabric.barrier()

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from defendpp.networks import home
+
 Images = Float[Tensor, "batch channel height width"]
 Map = Float[Tensor, "batch _ _ _"]
 
@@ -255,9 +257,9 @@ def _are_scores(classifier: nn.Module, image_shape: tuple[int, int, int], block:
 def _blank_pass(classifier: nn.Module, image_shape: tuple[int, int, int]) -> Any:
     """What comes of a black image in eval mode; the modules' modes are left as found."""
     modes = {module: module.training for module in classifier.modules()}
-    parameter = next(classifier.parameters(), torch.zeros(()))
+    dtype = next(classifier.parameters(), torch.zeros(())).dtype
     try:
-        return classifier.eval()(torch.zeros(1, *image_shape, dtype=parameter.dtype, device=parameter.device))
+        return classifier.eval()(torch.zeros(1, *image_shape, dtype=dtype, device=home(classifier)))
     finally:
         for module, training in modes.items():
             module.training = training

@@ -173,7 +173,7 @@ def certified_records(
         files.append(folder / f"{target.id}-{key}-{start:06d}.parquet")
         if not files[-1].exists():
             images, labels = split.batch(positions)
-            noise = torch.Generator().manual_seed(seed * 1_000_003 + start)
+            noise = torch.Generator(place).manual_seed(seed * 1_000_003 + start)
             fast = fast or ready(target, split, device)
             found = certify(fast, images.to(place), sigma=sigma, samples=samples, alpha=alpha, generator=noise)
             frame = _frame(
@@ -449,6 +449,8 @@ def evaluate_runs(
         device=device,
         progress=progress,
     )
+    for each in networks:  # where all was measured before, nothing has moved them yet
+        each.model.to(device_of(each.model, device))
     if shown is not None:
         for run, each in zip(runs, networks, strict=True):
             path = folder / "pictures" / f"{each.id}.npz"

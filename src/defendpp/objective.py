@@ -16,6 +16,7 @@ from torch.nn.functional import mse_loss
 from defendpp.decoder import AutoEncoder, HourglassDecoder, Image, PyramidDecoder
 from defendpp.encoder import Block, PrivateBlocks, find_blocks, tap
 from defendpp.frequency import linear, low_pass
+from defendpp.networks import home
 from defendpp.stability import add_noise, consistency, movement
 from defendpp.threats import Attack
 
@@ -271,4 +272,4 @@ def defend(
         bottleneck=bottleneck,
     )
     objective.built_for = weakref.ref(classifier)
-    return objective
+    return objective.to(home(classifier))

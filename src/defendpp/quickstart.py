@@ -50,7 +50,7 @@ def train_networks(folder: Path, *, accelerator: str = "auto", progress: bool = 
 
 
 def attack_networks(
-    runs: list[Run], folder: Path, *, images: int = 200, progress: Progress | None = None
+    runs: list[Run], folder: Path, *, images: int = 200, device: str | None = None, progress: Progress | None = None
 ) -> pd.DataFrame:
     """Attack them all white-box, and with images made on the first; records and pictures go to `folder`."""
     chosen = [
@@ -72,5 +72,6 @@ def attack_networks(
         transferred=chosen,
         shown=threats.bim(EPSILON, steps=40),
         checked_on=10,  # more would take as long as the attacks
+        device=device,
         progress=progress,
     )

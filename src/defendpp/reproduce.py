@@ -89,8 +89,8 @@ def _train(job: Training, place: Place, data_root: Path | None, device: str | No
     if before.get("id", trained["id"]) != trained["id"]:
         raise FileExistsError(
             f"{kept} is of other weights than {folder}, which this training of {job.subject} came to (another machine, "
-            "number of threads or version): give the study a new folder, --results NEW, or its tables would mix two "
-            "networks"
+            "number of threads or version, or a graphics card, on which no training is the same twice): give the study "
+            "a new folder, --results NEW, or its tables would mix two networks"
         )
     text = json.dumps(trained, indent=2) + "\n"
     write_whole(kept, lambda path: path.write_text(text))

@@ -8,6 +8,7 @@ there too, and `run.json` has no result.
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from functools import partial
@@ -73,7 +74,7 @@ def build_classifier(
 ) -> nn.Module:
     """The recipe's classifier with its initial weights, which depend on the seed alone, or those of the run `start`."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
+        torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed would reseed graphics cards too
         classifier = networks.build(
             recipe.network,
             classes=classes,
@@ -122,7 +123,7 @@ def _defence(recipe: Recipe, classifier: nn.Module, image_shape: tuple[int, int,
     if recipe.defence == "comdefend":
         return purification
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed + 1)  # not the classifier's own random numbers again
+        torch.default_generator.manual_seed(recipe.seed + 1)  # not the classifier's own random numbers again
         return defend(
             classifier,
             image_shape,
@@ -188,10 +189,11 @@ def train(
         source = build_classifier(
             dataclasses.replace(recipe, pretrained=False), len(data.classes), image_shape, attacked_run
         )
-        images = _with_attacked(images, source, _attack(recipe, image_shape))
+        images = _with_attacked(images, source.to(_place(accelerator)), _attack(recipe, image_shape))
     _write_json(folder / "run.json", heading)
     if recipe.epochs == 0:
-        fitted = Fitted(_accuracy(classifier, data.validation), len(data.validation), 0, 0, 0.0, "eager")
+        accuracy = _accuracy(classifier.to(_place(accelerator)), data.validation)
+        fitted = Fitted(accuracy, len(data.validation), 0, 0, 0.0, "eager")
     else:
         fitted = fit(
             classifier,
@@ -324,13 +326,21 @@ def _with_attacked(images: Images, source: nn.Module, attack: threats.Attack, ba
     generator = torch.Generator().manual_seed(0)
     random = {"generator": generator} if attack.is_random else {}
     clean, attacked = [], []
+    place = networks.home(source)
     for positions in torch.arange(len(images)).split(batch_size):
-        pixels, labels = images.batch(positions)
-        clean.append((255 * pixels).round().byte())
-        attacked.append((255 * attack.run(source, pixels, labels, **random).images).round().byte())
+        pixels, labels = (each.to(place) for each in images.batch(positions))
+        clean.append((255 * pixels).round().byte().cpu())
+        attacked.append((255 * attack.run(source, pixels, labels, **random).images).round().byte().cpu())
     rows = torch.arange(2 * len(images))
     labels, index = images.labels.repeat(2), images.index.repeat(2)
     return Images(InMemory(torch.cat([*clean, *attacked])), rows, labels, index)
+
+
+def _place(accelerator: str) -> torch.device:
+    """Where what comes before a training is computed: on this process's graphics card where it will train on one."""
+    if accelerator == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def _beside(folder: Path, recipe: Recipe, option: str) -> Path | None:
@@ -348,7 +358,7 @@ def _beside(folder: Path, recipe: Recipe, option: str) -> Path | None:
 def _accuracy(classifier: nn.Module, images: Images) -> float:
     correct = 0
     for positions in torch.arange(len(images)).split(100):
-        pixels, labels = images.batch(positions)
+        pixels, labels = (each.to(networks.home(classifier)) for each in images.batch(positions))
         correct += int((classifier.eval()(pixels).argmax(1) == labels).sum())
     return correct / len(images)
 

@@ -89,7 +89,7 @@ def run(jobs: Sequence[Job], left: Sequence[Job], do: Doing, *, workers: int = 1
     if workers == 1 and address is None:
         failed = in_order(left, do, told, begun)
     else:
-        gpus = int(do.device.startswith("cuda"))
+        gpus = share_of_a_card(do.device, workers if address is None else None)
         failed = on_ray(left, do, told, begun, address=address, workers=workers, gpus=gpus)
     if failed:
         raise RuntimeError(f"{failed} of {len(left)} jobs failed, the first: {first[0]}")
@@ -238,6 +238,14 @@ def in_order(jobs: Sequence[Job], do: Do, told: Told, begun: Do = lambda _: None
     return len(failed)
 
 
+def share_of_a_card(device: str, workers: int | None) -> float:
+    """How much of a graphics card each job gets: so many local workers share out this machine's; None is a cluster."""
+    cards = torch.cuda.device_count() if workers else 0
+    if workers and cards and (device == "auto" or device.startswith("cuda")):
+        return min(1.0, cards / workers)
+    return float(device.startswith("cuda"))
+
+
 def on_ray(
     jobs: Sequence[Job],
     do: Do,
@@ -246,13 +254,14 @@ def on_ray(
     *,
     address: str | None = None,
     workers: int = 2,
-    gpus: int = 0,
+    gpus: float = 0.0,
 ) -> int:
     """`in_order`, but side by side on a Ray cluster or on `workers` local processes: always the first jobs whose needs
     are done, as many as there is room for.
 
     do: picklable; the place it works in must be reachable for all. address: of the cluster ("auto" for the one this
-    machine belongs to), where each job takes one core; local processes share out this machine's. gpus: for each job.
+    machine belongs to), where each job takes one core; local processes share out this machine's. gpus: graphics cards
+    for each job, or a share of one.
     Raises `ModuleNotFoundError` without Ray.
     """
     try:
@@ -268,7 +277,8 @@ def on_ray(
         cards = int(ray.cluster_resources().get("GPU", 0))
         if gpus and not cards:
             raise ValueError("device cuda was asked for, but the cluster has no graphics card")
-        room = cards // gpus if gpus else max(1, int(ray.cluster_resources()["CPU"] // threads))
+        room = max(1, int(ray.cluster_resources()["CPU"] // threads))
+        room = max(1, min(room, round(cards / gpus))) if gpus else room
         waiting = [(job, [each.key for each in job.needs]) for job in jobs]
         unfinished = {job.key for job in jobs}
         failed: dict[str, BaseException] = {}

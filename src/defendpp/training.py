@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from defendpp.data import Images, batches, digest
 from defendpp.data.images import Augment
 from defendpp.execution import EXECUTIONS, Execution, arrange, executed, fastest
+from defendpp.networks import home
 from defendpp.objective import Objective, Terms
 
 LearningRate = Callable[[float], float]
@@ -213,6 +214,7 @@ def fit(
         callbacks.append(_Bar(epochs))
     partial_phases = any(phase.terms for phase in phases)  # in which some weights get no gradient
     version = len([*folder.glob("logs/version_*")])
+    place = home(classifier)
     interrupt_handler = signal.getsignal(signal.SIGINT)
     every_device = range(torch.cuda.device_count())
     with warnings.catch_warnings(), _quiet(), torch.random.fork_rng(every_device):
@@ -240,7 +242,9 @@ def fit(
         finally:
             if interrupt_handler is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, interrupt_handler)
-    return loop.finish()
+    fitted = loop.finish()
+    loop.to(place)  # Lightning leaves it on the CPU
+    return fitted
 
 
 def is_main_process() -> bool:

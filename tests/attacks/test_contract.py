@@ -402,3 +402,5 @@ def test_arrays_are_refused_in_a_sentence() -> None:
         check(np.zeros((1, 4)), torch.zeros(1, dtype=torch.long))
     with pytest.raises(ValueError, match=r"labels must be a torch\.Tensor, got list"):
         check(torch.zeros(1, 4), [0])
+    with pytest.raises(ValueError, match="must be on one device, got cpu and meta"):
+        check_inputs(torch.zeros(1, 4), torch.zeros(1, dtype=torch.long, device="meta"))

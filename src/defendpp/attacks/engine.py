@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from defendpp.attacks.precision import exact_float32
 from defendpp.attacks.prepare import Prepared
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -82,6 +83,8 @@ def check_inputs(images: Tensor, labels: Tensor) -> None:
     for name, given in {"images": images, "labels": labels}.items():
         if not isinstance(given, Tensor):
             raise ValueError(f"{name} must be a torch.Tensor, got {type(given).__name__}")
+    if images.device != labels.device:
+        raise ValueError(f"images and labels must be on one device, got {images.device} and {labels.device}")
     if images.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"images must be float32 or float64 in [0, 1], got {images.dtype}")
     if images.ndim < 2:
@@ -168,7 +171,7 @@ def attacking(model: nn.Module, images: Tensor, labels: Tensor) -> Iterator[tupl
         original.eval()
         for parameter, _ in trained:
             parameter.requires_grad_(False)
-        with torch.inference_mode(False), torch.enable_grad():
+        with exact_float32(), torch.inference_mode(False), torch.enable_grad():
             # autograd refuses tensors made under inference_mode; a clone of one is an ordinary tensor
             yield classify, images.detach().clone(), labels.clone().long()
     finally:

@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, fx, nn
 from torch.fx.experimental import optimization
 
+from defendpp.attacks.precision import exact_float32
+
 TOLERANCE = 1e-3  # of the logits' range; folding changes float32 logits by about a thousandth of that
 
 
@@ -83,6 +85,7 @@ def prepare(
 
 @torch.inference_mode(False)
 @torch.no_grad()
+@exact_float32()
 def _folded(model: nn.Module, images: Tensor) -> tuple[nn.Module, str] | None:
     """A copy with its batch normalisation folded, or None where that cannot be done or gives other logits."""
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import nn
@@ -22,5 +23,5 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
 
 
 def home(network: nn.Module) -> torch.device:
-    """The device of its weights; of a network without any, the CPU."""
-    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+    """The device of its weights, or of its buffers; of a network without any, the CPU."""
+    return next((tensor.device for tensor in chain(network.parameters(), network.buffers())), torch.device("cpu"))
