@@ -167,6 +167,17 @@ def test_batches_augments_each_batch_once(generator: Generator) -> None:
     assert float(torch.cat([images for images, _ in darker]).max()) == pytest.approx(98 / 255 / 2)
 
 
+def test_reading_ahead_changes_no_random_number() -> None:
+    """Of each batch in turn, the augmentation is drawn from the generator that the order was drawn from."""
+    split = numbered().train
+    one, other = (Generator().manual_seed(3) for _ in range(2))
+    read = batches(split, 16, generator=one, augment=crop_and_flip)
+    parts = shuffled(split, other).split(16)
+    for part, (images, labels) in zip(parts, read, strict=True):
+        assert torch.equal(images, crop_and_flip(split.batch(part)[0], other))
+        assert torch.equal(labels, split.labels[part])
+
+
 def test_batches_refuses_nonsense_before_the_first_batch() -> None:
     split = numbered().train
     with pytest.raises(ValueError, match="batch_size is 0, expected at least 1"):

@@ -135,11 +135,12 @@ def batches(
     parts = [part[which::processes] for part in parts]
     if generator is not None and which > 0:
         generator.manual_seed(generator.initial_seed() + which)
-    in_memory = isinstance(split.pixels, InMemory)
-    read = map(split.batch, parts) if in_memory else read_ahead(split.batch, parts)
-    if augment is None or generator is None:
-        return iter(read)
-    return ((augment(images, generator), labels) for images, labels in read)
+
+    def read(part: Tensor) -> Batch:
+        images, labels = split.batch(part)
+        return (images if augment is None or generator is None else augment(images, generator)), labels
+
+    return read_ahead(read, parts)
 
 
 def shuffled(split: Images, generator: Generator) -> Int[Tensor, " n"]:
@@ -158,7 +159,7 @@ def shuffled(split: Images, generator: Generator) -> Int[Tensor, " n"]:
 
 
 def read_ahead(read: Callable[[Tensor], Batch], parts: Sequence[Tensor]) -> Iterator[Batch]:
-    """Read each part one step before it is asked for, so that decoding and training overlap."""
+    """Read each part one step before it is asked for, so that decoding, augmentation and training overlap."""
     following: Iterable[Tensor | None] = [*parts[1:], None]
     with ThreadPoolExecutor(max_workers=1) as reader:
         coming = reader.submit(read, parts[0]) if parts else None
