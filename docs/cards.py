@@ -15,24 +15,27 @@ from defendpp.study import Place, Subject, Training
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = Place(ROOT / "results" / "study", ROOT / "study")
+SOURCE_SEED = {data: paper.SOURCE_SEEDS[seed] for data, seed in paper.ONE_SEED.items()}
 NETWORKS = {
     "mnist-robust": Subject("steady", "mnist", "resnet18", 1, "cpu"),
+    "mnist-robust-wide": Subject(robustness.WIDE[32], "mnist", "resnet18", 1, "cpu"),
     "cifar10-robust": Subject("steady", "cifar10", "resnet18", 1, "cpu"),
-    "mnist-undefended": Subject("source", "mnist", "resnet18", paper.SOURCE_SEEDS[paper.ONE_SEED["mnist"]], "cpu"),
+    "mnist-undefended": Subject("source", "mnist", "resnet18", SOURCE_SEED["mnist"], "cpu"),
     "mnist-undefended-2": Subject("none", "mnist", "resnet18", paper.ONE_SEED["mnist"], "cpu"),
     "mnist-defend": Subject("ours", "mnist", "resnet18", paper.ONE_SEED["mnist"], "cpu"),
+    "cifar10-undefended": Subject("source", "cifar10", "resnet18", SOURCE_SEED["cifar10"], "cpu"),
 }
 IS = {
     "steady": "that resists an attacker who knows its weights, trained on clean images only, without a decoder and "
     "without adversarial images",
     "source": "without a defence, to make images on that are shown to other networks",
-    "none": "without a defence, of another training seed than mnist-undefended: what it keeps of images made on that "
-    "one is the worth of not being the network attacked, and the least that a defence must beat",
+    "none": "without a defence, of another training seed than the one that transferred images are made on: what it "
+    "keeps of these is the worth of not being the network attacked, and the least that a defence must beat",
     "ours": "trained with the paper's decoder and objective, at the scale of the study, to be compared",
 }
 """What each is, by its role."""
-RESISTS = "steady"
-"""The role of those that are meant to be used; the others are there to be compared with."""
+RESIST = ("steady", robustness.WIDE[32])
+"""The roles of those that are meant to be used; the others are there to be compared with."""
 ABOUT = {
     "mnist": "handwritten digits, 28x28 gray pixels in [0, 1], white on black; the training images of MNIST",
     "cifar10": "colour photographs of ten classes, 32x32 pixels in [0, 1]; the training images of CIFAR-10, from a "
@@ -50,7 +53,7 @@ def card(name: str, place: Place = PLACE) -> str:
     lines = [
         f"# {name}",
         "<!-- Written by docs/cards.py from results; do not edit. -->",
-        f"A ResNet-18 of width {recipe.width} {IS[subject.role]}.",
+        f"A ResNet-18 of width {recipe.width} {IS['steady' if subject.role in RESIST else subject.role]}.",
         "```python\nimport defendpp as dp\n\n"
         f'classifier = dp.load_run("{name}").classifier.eval()  # images in [0, 1] to logits\n```',
         f"- **Data**: {ABOUT[data]}; {result['training_images']:,} images to train on.\n"
@@ -68,7 +71,7 @@ def card(name: str, place: Place = PLACE) -> str:
             "robust accuracy under attacks is an upper bound: a better attack may find more. Certified accuracy is of "
             "this network smoothed by noise (`defendpp certify`), not of its single answer. One training seed."
         )
-        if subject.role == RESISTS
+        if subject.role in RESIST
         else f"Not to be relied on where anybody may attack it; {data}-robust resists more. One training seed.",
     ]
     return "\n\n".join(lines) + "\n"
@@ -88,20 +91,22 @@ def _defence(recipe: Recipe) -> str:
 
 def _figures(subject: Subject, place: Place) -> list[str]:
     """What was measured of this one network, by attacks with a budget and certificates."""
-    found: dict[str, Accuracy | MeanAccuracy] = {}
-    names = [f"{kind}-{subject.data}" for kind in ("record", "robust")] if subject.role == RESISTS else ["table2"]
-    for name in names:
-        table = study.TABLES[name]
-        row = next(each for each in table.rows if each.role == subject.role)
-        for column in table.columns:
+    found: dict[tuple[object, ...], tuple[str, Accuracy | MeanAccuracy]] = {}  # two tables may have the same
+    names = [f"{kind}-{subject.data}" for kind in ("record", "robust", "width")]
+    if subject.role not in RESIST:
+        names = ["table2" if subject.data == "mnist" else "table3"]
+    for table in map(study.TABLES.__getitem__, names):
+        cells = [(row, column) for row in table.rows if row.role == subject.role for column in table.columns]
+        for row, column in cells:
             for groups in study.cell(table, row, column, subject.scale):
                 mine = next((group for group in groups if group[0].target == subject), None)
                 right = tables.right(mine, place, column.radius) if mine else None
-                if mine and right is not None:  # what two tables have, the first has of more images
-                    found.setdefault(_title(mine[0], column, subject), tables.estimate([right]))
+                if mine and right is not None:
+                    measured = (*(each.key for each in mine), column.radius)
+                    found.setdefault(measured, (_title(mine[0], column, subject), tables.estimate([right])))
     lines = [
         f"| {title} | {100 * each.value:.1f} ({100 * each.low:.1f}–{100 * each.high:.1f}) | {each.n:,} |"
-        for title, each in found.items()
+        for title, each in found.values()
         if title
     ]
     return [
@@ -120,7 +125,8 @@ def _title(measured: study.Measurement, column: paper.Column, subject: Subject) 
     """Of a line of the figures; empty for attacks of any size, whose accuracy says little."""
     attack = measured.attack
     if attack is None or column.radius is not None or column.name not in paper.attacks(subject.data):
-        return f"Cascade, {column.name}" if column.name in robustness.budgets(subject.data) else column.name
+        is_cascade = column.name.startswith(tuple(robustness.budgets(subject.data)))
+        return f"Cascade, {column.name}" if is_cascade else column.name
     if attack.epsilon is None:
         return ""
     made_on = "" if measured.is_white_box else f", made on {_name(measured.source)}"
