@@ -22,6 +22,7 @@ NETWORKS = {
     "cifar10-robust": Subject("steady", "cifar10", "resnet18", 1, "cpu"),
     "mnist-undefended": Subject("source", "mnist", "resnet18", SOURCE_SEED["mnist"], "cpu"),
     "mnist-undefended-2": Subject("none", "mnist", "resnet18", paper.ONE_SEED["mnist"], "cpu"),
+    "mnist-undefended-3": Subject("source", "mnist", "resnet18", paper.SOURCE_SEEDS[3], "cpu"),
     "mnist-defend": Subject("ours", "mnist", "resnet18", paper.ONE_SEED["mnist"], "cpu"),
     "cifar10-undefended": Subject("source", "cifar10", "resnet18", SOURCE_SEED["cifar10"], "cpu"),
 }
