@@ -109,8 +109,8 @@ def train(
     )
     if len(loaded.test):
         network = adversarial_sets.network(run.name, run.classifier)
-        device = None if accelerator == "cpu" else _device("auto")
-        clean = evaluation.clean_records(network, loaded.test, data=recipe.data, device=device)
+        place = str(runs.place_of(accelerator))
+        clean = evaluation.clean_records(network, loaded.test, data=recipe.data, device=place)
         right = intervals.accuracy(clean["correct"].to_numpy())
         hint = ", which is not shown to be better than chance" * (not right.beats_chance(len(run.classes)))
         print(f"clean test accuracy {right} of {len(clean)} images{hint}")

@@ -63,12 +63,10 @@ def mean_accuracy(by_seed: Sequence[Bool[np.ndarray, " image"]]) -> MeanAccuracy
     The interval is Student's over the seeds, or Wilson's over the images where that is wider: three seeds that agree by
     chance do not make n images tell more than they can.
     """
-    sizes = [len(values) for values in by_seed]
-    if len(sizes) < 2 or len(set(sizes)) > 1:
-        raise ValueError(f"a mean over seeds needs two or more networks on the same images, but got {sizes}")
+    n = _common_size([len(values) for values in by_seed], "networks")
     mean, half = _student([accuracy(values).value for values in by_seed])
-    low, high = wilson(mean, sizes[0])
-    return MeanAccuracy(mean, max(0.0, min(low, mean - half)), min(1.0, max(high, mean + half)), sizes[0], len(sizes))
+    low, high = wilson(mean, n)
+    return MeanAccuracy(mean, max(0.0, min(low, mean - half)), min(1.0, max(high, mean + half)), n, len(by_seed))
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
@@ -160,12 +158,17 @@ def mean_difference(by_seed: Sequence[Difference]) -> MeanDifference:
 
     The pairs' own is the mean of their intervals, as if all had seen the same images, which they have.
     """
-    sizes = [each.n for each in by_seed]
-    if len(sizes) < 2 or len(set(sizes)) > 1:
-        raise ValueError(f"a mean over seeds needs two or more pairs on the same images, but got {sizes}")
+    n = _common_size([each.n for each in by_seed], "pairs")
     value, half = _student([each.value for each in by_seed])
     low, high = (float(np.mean([getattr(each, end) for each in by_seed])) for end in ("low", "high"))
-    return MeanDifference(value, min(low, value - half), max(high, value + half), sizes[0], len(sizes))
+    return MeanDifference(value, min(low, value - half), max(high, value + half), n, len(by_seed))
+
+
+def _common_size(sizes: Sequence[int], of: str) -> int:
+    """How many images each of at least two seeds saw."""
+    if len(sizes) < 2 or len(set(sizes)) > 1:
+        raise ValueError(f"a mean over seeds needs two or more {of} on the same images, but got {sizes}")
+    return sizes[0]
 
 
 def _student(values: Sequence[float]) -> tuple[float, float]:

@@ -189,10 +189,10 @@ def train(
         source = build_classifier(
             dataclasses.replace(recipe, pretrained=False), len(data.classes), image_shape, attacked_run
         )
-        images = _with_attacked(images, source.to(_place(accelerator)), _attack(recipe, image_shape))
+        images = _with_attacked(images, source.to(place_of(accelerator)), _attack(recipe, image_shape))
     _write_json(folder / "run.json", heading)
     if recipe.epochs == 0:
-        accuracy = _accuracy(classifier.to(_place(accelerator)), data.validation)
+        accuracy = _accuracy(classifier.to(place_of(accelerator)), data.validation)
         fitted = Fitted(accuracy, len(data.validation), 0, 0, 0.0, "eager")
     else:
         fitted = fit(
@@ -336,7 +336,7 @@ def _with_attacked(images: Images, source: nn.Module, attack: threats.Attack, ba
     return Images(InMemory(torch.cat([*clean, *attacked])), rows, labels, index)
 
 
-def _place(accelerator: str) -> torch.device:
+def place_of(accelerator: str) -> torch.device:
     """Where what comes before a training is computed: on this process's graphics card where it will train on one."""
     if accelerator == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
