@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from report_rows import BUDGETS, N, rows
+from record_rows import BUDGETS, N, rows
 
 from defendpp import doubts
 

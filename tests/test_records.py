@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from record_rows import run
 from scipy.stats import binomtest
 
 from defendpp import intervals, records
@@ -34,35 +35,24 @@ def rows(
     """Records of one run on n images; `wrong` are the images misclassified under the attack."""
     image = np.arange(n)
     label = image % 3
-    prediction = np.where(np.isin(image, wrong), label + 1, label)
-    source = network if source is None else source
-    is_clean = knowledge == "clean"
     distance = np.zeros(n) if distance is None else distance
-    return pd.DataFrame(
-        {
-            "network": network,
-            "network_id": f"id of {network}",
-            "data": "digits",
-            "split": "test",
-            "image": image,
-            "label": label,
-            "attack": attack,
-            "norm": "" if is_clean else norm,
-            "epsilon": float(epsilon),
-            "settings": "{}",
-            "knowledge": knowledge,
-            "source": "" if is_clean else source,
-            "source_id": "" if is_clean else f"id of {source}",
-            "clean_prediction": np.where(np.isin(image, clean_wrong), label + 1, label),
-            "prediction": prediction,
-            "correct": prediction == label,
-            "success": ~np.isin(image, failed),
-            "l2": distance,
-            "linf": distance / 10,
-            "queries": 40,
-            "seed": 0,
-            "scale": "cpu",
-        }
+    return run(
+        network,
+        knowledge,
+        network if source is None else source,
+        norm,
+        epsilon,
+        image=image,
+        label=label,
+        attack=attack,
+        settings="{}",
+        clean_prediction=np.where(np.isin(image, clean_wrong), label + 1, label),
+        prediction=np.where(np.isin(image, wrong), label + 1, label),
+        success=~np.isin(image, failed),
+        l2=distance,
+        linf=distance / 10,
+        queries=40,
+        seed=0,
     )
 
 

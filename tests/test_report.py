@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from numpy.typing import NDArray
-from report_rows import BUDGETS, N, rows
+from record_rows import BUDGETS, N, rows
 from rich.console import Console
 from scipy.stats import binomtest
 
