@@ -386,6 +386,18 @@ def test_reproduce_lists_its_jobs_and_does_nothing(tmp_path: Path, capsys: pytes
     assert not list(tmp_path.iterdir())
 
 
+def test_reproduce_does_some_rows_and_seeds_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    chosen: list[str | Path] = ["--rows", "ours + GN", "noise alone", "--seeds", "2", "--dry-run"]
+    run("reproduce", "table2", "variations", *chosen)
+    *jobs, _ = capsys.readouterr().out.splitlines()
+    assert {job.split("train ")[1] for job in jobs if "train " in job} == {
+        "source (mnist, ResNet-18, seed 4)",
+        "ours + GN (mnist, ResNet-18, seed 2)",
+        "noise (mnist, ResNet-18, seed 2)",
+    }
+    assert "'oars' is no row of table2" in fails(capsys, "reproduce", "table2", "--rows", "oars", "--dry-run")
+
+
 def test_reproduce_shows_what_is_there_without_doing_what_is_not(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -97,6 +97,31 @@ def test_a_plan_names_each_job_once_and_after_what_it_needs() -> None:
             assert places[needed.key] < places[job.key], (str(needed), str(job))
 
 
+def test_a_plan_of_one_row_and_seed_has_it_and_what_it_needs() -> None:
+    jobs = plan(["table1", "table2", "figure6"], "cpu", rows=["ours"], training_seeds=[2])
+    trained = {(job.subject.role, job.subject.seed) for job in jobs if isinstance(job, Training)}
+    assert trained == {("ours", 2), ("source", 4)}
+    measured = {job.key for job in jobs if isinstance(job, Measurement)}
+    table = TABLES["table2"]  # table 1 asks for less of the same
+    row = next(row for row in table.rows if row.name == "ours")
+    protocols = [protocol for column in table.columns for protocol in cell(table, row, column, "cpu")]
+    assert measured == {each.key for protocol in protocols for second in protocol[1:2] for each in second}
+
+
+def test_the_sources_row_is_chosen_by_the_training_seed_that_it_serves() -> None:
+    jobs = plan(["table2"], "cpu", rows=["No defense"], training_seeds=[3])
+    assert {job.target.seed for job in jobs if isinstance(job, Measurement)} == {SOURCE_SEEDS[3]}
+
+
+def test_a_plan_refuses_rows_and_seeds_that_are_not_there() -> None:
+    with pytest.raises(ValueError, match=r"'our' is no row of table1, table7: 1 shared block, .*No defense"):
+        plan(["table1", "table7"], "cpu", rows=["ours", "our"])
+    with pytest.raises(ValueError, match="'ours' is no row of figure6: no table"):
+        plan(["figure6"], "cpu", rows=["ours"])
+    with pytest.raises(ValueError, match="nothing of table3, figure6 is measured with training seed 2, 3"):
+        plan(["table3", "figure6"], "cpu", training_seeds=[2, 3])
+
+
 def test_tables_share_what_they_have_in_common() -> None:
     first, second = ({job.key for job in plan([name], "cpu")} for name in ("table1", "table2"))
     assert Training(OURS).key in first & second

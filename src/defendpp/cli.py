@@ -390,6 +390,8 @@ def reproduce(
     work: Path = Path("study"),
     data_root: Path | None = None,
     device: str = "auto",
+    rows: tuple[str, ...] = (),
+    seeds: tuple[int, ...] = (),
     dry_run: bool = False,
     show: bool = False,
     workers: int = 1,
@@ -408,6 +410,8 @@ def reproduce(
         work: Folder of trained networks and adversarial sets, which are large and can be made again.
         data_root: Folder that holds the data sets, or gets them (default: a cache of the user).
         device: auto, cpu, cuda, ...; with several workers or a cluster, cuda asks for a graphics card for each job.
+        rows: Train and measure only these rows of the tables, by their names as printed, such as "ours + GN".
+        seeds: Train and measure only these training seeds.
         dry_run: List the jobs, which are done, and how long the others will take; do nothing.
         show: Do no job: print, and write beside the records, what the records that are there give.
         workers: More than one: so many processes on this machine, by Ray (pip install 'defendpp[ray]').
@@ -437,10 +441,11 @@ def reproduce(
         from defendpp import schedule  # takes seconds to import, and so only here
         from defendpp.reproduce import check_data
 
-        jobs = study.plan(wanted, scale)
+        jobs = study.plan(wanted, scale, rows=rows, training_seeds=seeds)
         left = study.missing(jobs, place)
         if dry_run:
-            parts = {name: study.plan((name,), scale) for name in wanted} if len(wanted) > 1 else {}
+            is_told_apart = len(wanted) > 1 and not (rows or seeds)
+            parts = {name: study.plan((name,), scale) for name in wanted} if is_told_apart else {}
             schedule.listing(jobs, left, place, workers, parts)
             return
         if left:

@@ -6,7 +6,7 @@ adversarial sets are large and can be made again (`Place.work`). `defendpp.repro
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -231,8 +231,12 @@ def _counted(images: int | None) -> str:
 
 def seeds(row: Row, table: Table, scale: Scale, column: Column | None = None) -> tuple[int, ...]:
     """Training seeds of a row, or of its cell in a column. Of "No defense" those of the sources that belong to them."""
-    wanted = (1,) if scale == "paper" else (column and column.seeds) or row.seeds or table.seeds
+    wanted = _experiments(row, table, scale, column)
     return tuple(paper.SOURCE_SEEDS[seed] for seed in wanted) if row.role == "source" else wanted
+
+
+def _experiments(row: Row, table: Table, scale: Scale, column: Column | None) -> tuple[int, ...]:
+    return (1,) if scale == "paper" else (column and column.seeds) or row.seeds or table.seeds
 
 
 def count(subject: Subject, attack: str, *, white_box: bool) -> int | None:
@@ -317,32 +321,58 @@ def measurements(name: str, scale: Scale) -> list[Measurement]:
     return [each for _, each in _measurements_in_turn(name, scale)]
 
 
-def _measurements_in_turn(name: str, scale: Scale) -> list[tuple[int, Measurement]]:
+def _measurements_in_turn(
+    name: str, scale: Scale, rows: Collection[str] = (), training_seeds: Collection[int] = ()
+) -> list[tuple[int, Measurement]]:
     """`measurements`, each with its turn: 0 for the first training seed of its cell, 1 for the second."""
     if name == "figure6":
         return [(0, each) for series in figure6(scale).values() for each in series]
-    table = TABLES.get(name)
-    cells = [cell(table, row, column, scale) for row in table.rows for column in table.columns] if table else []
+    if name not in TABLES:
+        return []
+    table = TABLES[name]
     return [
         (turn, each)
-        for made in cells
-        for protocol in made
-        for turn, alternatives in enumerate(protocol)
+        for row in table.rows
+        if not rows or row.name in rows
+        for column in table.columns
+        for protocol in cell(table, row, column, scale)  # which may have nothing, whatever the seeds
+        for turn, (seed, alternatives) in enumerate(
+            zip(_experiments(row, table, scale, column), protocol, strict=False)
+        )
+        if not training_seeds or seed in training_seeds
         for each in alternatives
     ]
 
 
-def plan(names: Iterable[str], scale: Scale) -> list[Job]:
+def plan(
+    names: Iterable[str], scale: Scale, *, rows: Collection[str] = (), training_seeds: Collection[int] = ()
+) -> list[Job]:
     """All jobs behind these tables and figures, each once, in an order in which they can be done.
 
     First training seeds of all cells come before second ones: a study that stops early has every table.
+
+    rows: only these rows of the tables, by their names as printed; training_seeds: only these. With either
+    figures are left out, which have neither.
+    Raises `ValueError` for a row that none of the tables has, and for seeds that none of these rows has.
     """
+    names = tuple(names)
+    there = [row.name for name in names if name in TABLES for row in TABLES[name].rows]
+    if unknown := [row for row in rows if row not in there]:
+        raise ValueError(
+            f"{unknown[0]!r} is no row of {', '.join(names)}: {', '.join(dict.fromkeys(there)) or 'no table'}"
+        )
     wanted: list[tuple[int, Measurement | Picture]] = []
     for name in names:
-        measured = _measurements_in_turn(name, scale)
+        if (rows or training_seeds) and name in paper.FIGURES:
+            continue
+        measured = _measurements_in_turn(name, scale, rows, training_seeds)
         wanted += measured
         if name in paper.FIGURES and not measured:
             wanted.append((0, Picture(name, scale)))
+    if training_seeds and not wanted:
+        raise ValueError(
+            f"nothing of {', '.join(names)} is measured with training seed {', '.join(map(str, training_seeds))}"
+        )
     jobs: dict[str, Job] = {}
     for _, each in sorted(wanted, key=lambda pair: pair[0]):
         _add(each, jobs)
