@@ -10,6 +10,7 @@ from pathlib import Path
 
 from defendpp import paper, published, robustness, schedule, study, tables
 from defendpp.intervals import Accuracy, MeanAccuracy
+from defendpp.progress import spoken
 from defendpp.recipe import Recipe
 from defendpp.study import Place, Subject, Training
 
@@ -61,7 +62,7 @@ def card(name: str, place: Place = PLACE) -> str:
         f"- **Classes**: {', '.join(result['classes'])}.\n"
         f"- **Recipe**: {_defence(recipe)}{recipe.epochs} epochs in batches of {recipe.batch_size}; training seed "
         f"{recipe.seed}. `defendpp train {options} --output RUN` trains such a one; it "
-        f"took {schedule.spoken(schedule.seconds(Training(subject), place) or 0)} of one to two processor cores.\n"
+        f"took {spoken(schedule.seconds(Training(subject), place) or 0)} of one to two processor cores.\n"
         f"- **Weights**: {result['id']}, classifier.safetensors.",
         "## Figures",
         *_figures(subject, place),

@@ -6,6 +6,7 @@ python docs/study.py
 from pathlib import Path
 
 from defendpp import findings, intervals, paper, schedule, study, study_report, tables
+from defendpp.progress import spoken
 from defendpp.study import Measurement, Place, Training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,7 +67,7 @@ def page(place: Place = PLACE) -> str:
         "get the same, 100 steps of a tenth.",
         _recipes(),
         f"{len(measured):,} of {len(wanted):,} measurements and {len(trained)} networks are there; they took "
-        f"{schedule.spoken(spent)} of one to two processor cores.",
+        f"{spoken(spent)} of one to two processor cores.",
         "## What it says",
     ]
     asked = {question: findings.answers(question, "cpu", place) for question in findings.QUESTIONS}

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from defendpp import published, schedule, threats
-from defendpp.schedule import cost, in_order, on_ray, seconds_left, spoken
+from defendpp.schedule import cost, in_order, on_ray, seconds_left
 from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training, missing, plan
 
 SOURCE = Subject("source", "mnist", "resnet18", 0, "cpu")
@@ -195,8 +195,3 @@ def test_local_workers_share_out_the_cards(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
     assert schedule.share_of_a_card(device, workers) == share
-
-
-def test_durations_are_spoken() -> None:
-    assert spoken(61 * 60) == "1 h 1 min"
-    assert spoken(125) == "2 min"

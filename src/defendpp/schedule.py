@@ -16,7 +16,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from defendpp import networks, published
-from defendpp.progress import bar
+from defendpp.progress import bar, spoken
 from defendpp.purifier import ComDefend
 from defendpp.reproduce import perform
 from defendpp.study import Job, Making, Measurement, Picture, Place, Training, missing
@@ -119,12 +119,6 @@ def listing(
 def side_by_side(workers: int) -> int:
     """How many of so many workers this machine has cores for."""
     return min(workers, os.cpu_count() or 1)
-
-
-def spoken(duration: float) -> str:
-    """Seconds as hours and minutes."""
-    minutes = round(duration / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 @cache

@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -24,6 +25,7 @@ from jaxtyping import Float, Int
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -32,6 +34,7 @@ from defendpp.data.images import Augment
 from defendpp.execution import EXECUTIONS, Execution, arrange, executed, fastest
 from defendpp.networks import home
 from defendpp.objective import Objective, Terms
+from defendpp.progress import spoken
 
 LearningRate = Callable[[float], float]
 """The learning rate after a number of epochs, which is a fraction within an epoch."""
@@ -477,10 +480,12 @@ def _derive(seed: int, epoch: int) -> int:
 
 
 class _Bar(Callback):
-    """One bar over the whole training, with the time left."""
+    """One bar over the whole training, with the time left; in a log a line for each epoch."""
 
     def __init__(self, epochs: int):
         self.epochs = epochs
+        self.first, self.begun = 0, 0.0
+        console = Console(stderr=True)
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -490,12 +495,15 @@ class _Bar(Callback):
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
+            console=console,
+            disable=not console.is_terminal,
         )
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         total = self.epochs * int(trainer.num_training_batches)
         self.task = self.bar.add_task("training", total=total, completed=trainer.global_step, note="")
         self.bar.start()
+        self.first, self.begun = trainer.current_epoch, time.monotonic()
         if pl_module.measured:
             tried = ", ".join(f"{name} {1000 * each:.0f} ms" for name, each in pl_module.measured.items())
             self.bar.console.print(f"computing steps {pl_module.execution} (forward and backward: {tried})")
@@ -510,6 +518,10 @@ class _Bar(Callback):
         note = f"loss {float(loss):.3f}" if loss is not None else ""
         note += f", validation {100 * float(accuracy):.2f} %" if accuracy is not None else ""
         self.bar.update(self.task, note=note)
+        if self.bar.disable:
+            done = trainer.current_epoch + 1
+            left = (time.monotonic() - self.begun) / (done - self.first) * (self.epochs - done)
+            print(f"epoch {done}/{self.epochs}: {note}, about {spoken(left)} left", file=sys.stderr, flush=True)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self.bar.stop()
