@@ -4,18 +4,16 @@ import json
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
+from defendpp import arguments
+from defendpp.arguments import USUAL, AttackName, Norm
 from defendpp.files import short_hash
 from defendpp.progress import bar
 from defendpp.recipe import Recipe
@@ -23,26 +21,12 @@ from defendpp.recipe import Recipe
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from defendpp.data import Images
-    from defendpp.runs import Run
     from defendpp.study import Place
-    from defendpp.threats import Attack
 
-AttackName = Literal[
-    "fgsm", "bim", "pgd", "carlini-wagner", "ddn", "cascade", "auto-attack", "square", "minimal-pgd",
-    "pixel-flips", "adaptive-bottleneck", "adaptive-reconstruction",
-]  # fmt: skip
-Norm = Literal["linf", "l2"]
 UNFINISHED = {
     "Unfinished": "there is no evaluation.json: if `defendpp evaluate` was interrupted, networks or attacks are "
     "missing, and the same command goes on"
 }
-MINIMAL: tuple[AttackName, ...] = ("carlini-wagner", "ddn", "minimal-pgd")
-"""Attacks that have no budget: they find the smallest distance."""
-USUAL: tuple[AttackName, ...] = ("fgsm", "bim", "pgd", "carlini-wagner", "ddn", "cascade")
-"""The paper's, and one to rely on."""
-STEPLESS: tuple[AttackName, ...] = ("fgsm", "auto-attack")
-RESTARTED: tuple[AttackName, ...] = ("pgd", "cascade", "adaptive-bottleneck", "adaptive-reconstruction")
 
 
 def quickstart(output: Path = Path("quickstart"), images: int = 200) -> None:
@@ -58,7 +42,7 @@ def quickstart(output: Path = Path("quickstart"), images: int = 200) -> None:
 
     runs = job.train_networks(output)
     with bar() as progress:
-        job.attack_networks(runs, output, images=images, device=_device("auto"), progress=progress)
+        job.attack_networks(runs, output, images=images, device=arguments.device("auto"), progress=progress)
     _show(output, output / "report.html", command="defendpp quickstart")
 
 
@@ -155,13 +139,21 @@ def attack(
     from defendpp import adversarial_sets, evaluation, intervals, records, runs
 
     trained = runs.load_run(run)
-    (chosen,) = _attacks((attack,), () if epsilon is None else (epsilon,), norm, steps, restarts, [trained])
-    split = _test_images([trained], data, data_root, images)
+    (chosen,) = arguments.attacks((attack,), () if epsilon is None else (epsilon,), norm, steps, restarts, [trained])
+    split = arguments.test_images([trained], data, data_root, images)
     network = adversarial_sets.network(trained.name, trained.classifier)
     about = data or trained.recipe.data
     with bar() as progress:
         made = evaluation.attacked_records(
-            [network], network, chosen, split, output, data=about, seed=seed, device=_device(device), progress=progress
+            [network],
+            network,
+            chosen,
+            split,
+            output,
+            data=about,
+            seed=seed,
+            device=arguments.device(device),
+            progress=progress,
         )[network.id]
     if not (made["clean_prediction"] == made["label"]).any():
         print(f"{trained.name}: none of the {len(made)} images is right even without an attack")
@@ -236,12 +228,12 @@ def evaluate(
             replace(origin, name=f"{origin.name} ({source.name})") if source and origin.name in names else origin
         )
     everyone = [*trained, *([origin] if origin else [])]
-    chosen = _attacks(attacks, epsilons, norm, steps, restarts, everyone)
-    split = _test_images(everyone, data, data_root, images)
+    chosen = arguments.attacks(attacks, epsilons, norm, steps, restarts, everyone)
+    split = arguments.test_images(everyone, data, data_root, images)
     main = [each for each in chosen if each.epsilon is not None and each.epsilon == (epsilons or (each.epsilon,))[0]]
     about = data or trained[0].recipe.data
     if devices * nodes > 1:
-        with _processes(device, devices, nodes) as (place, share), bar() as progress:
+        with arguments.processes(device, devices, nodes) as (place, share), bar() as progress:
             networks = [adversarial_sets.network(run.name, run.classifier) for run in trained]
             made_on = adversarial_sets.network(origin.name, origin.classifier) if origin else None
             evaluation.make_sets(
@@ -254,7 +246,7 @@ def evaluate(
     with bar() as progress:
         evaluation.evaluate_runs(
             trained, chosen, split, output, data=about, source=origin, sets=sets,
-            shown=(main or chosen)[-1], seed=seed, device=_device(device), progress=progress,
+            shown=(main or chosen)[-1], seed=seed, device=arguments.device(device), progress=progress,
         )  # fmt: skip
     page = output / "report.html"
     if page.exists() and not set(earlier) <= set(_about(output)["records"]):
@@ -313,8 +305,8 @@ def check(
     trained, *surrogates = [runs.load_run(folder) for folder in (run, *others)]
     if norm == "l2" and epsilon is None:
         raise ValueError("epsilon must be given for L2, since the paper has no L2 budget")
-    split = _test_images([trained, *surrogates], data, data_root, images)
-    place = _device(device) or "cpu"
+    split = arguments.test_images([trained, *surrogates], data, data_root, images)
+    place = arguments.device(device) or "cpu"
     shown, labels = (each.to(place) for each in split.batch(range(len(split))))
     epsilon = threats.usual_epsilon(trained.image_shape) if epsilon is None else epsilon
     threats.check_budget("pgd", norm, epsilon, {"steps": steps})
@@ -370,12 +362,12 @@ def certify(
     deviation = trained.recipe.noise if sigma is None else sigma
     if deviation == 0:
         raise ValueError(f"{trained.name!r} was trained without noise: give the sigma to smooth it with")
-    split = _test_images([trained], data, data_root, images)
+    split = arguments.test_images([trained], data, data_root, images)
     with bar() as progress:
         made = evaluation.certified_records(
             adversarial_sets.network(trained.name, trained.classifier), split, output, sigma=deviation, samples=samples,
             alpha=alpha, data=data or trained.recipe.data, scale=trained.recipe.scale, seed=seed,
-            device=_device(device), progress=progress,
+            device=arguments.device(device), progress=progress,
         )  # fmt: skip
     _print_whole(report.table(made))
     furthest = certified_radius(lower_bound(samples, samples, alpha), deviation)
@@ -450,9 +442,9 @@ def reproduce(
             return
         if left:
             if device != "auto" and not ray:
-                _device(device)
+                arguments.device(device)
             root = data_root.absolute() if data_root else None
-            _writable(place.results, place.work)
+            arguments.writable(place.results, place.work)
             check_data(left, root)
             do = schedule.Doing(place, root, device, bar=workers == 1 and not ray)
             try:
@@ -486,17 +478,6 @@ def _print_whole(table: "RenderableType") -> None:
     Console(width=width).print(table)
 
 
-def _writable(*folders: Path) -> None:
-    """Make the folders, or refuse those that cannot be written to: a `ValueError`."""
-    for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as problem:
-            raise ValueError(f"{folder} cannot be written to: {problem.strerror}") from problem
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run a command; every foreseeable trouble ends in one sentence and an exit code that is not 0."""
     commands: dict[str, Callable[..., None]] = {
@@ -524,121 +505,6 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(141)
     except (ValueError, OSError, RuntimeError, ModuleNotFoundError) as problem:
         sys.exit(f"defendpp: {' '.join(str(problem).split())}")
-
-
-def _attacks(
-    names: tuple[AttackName, ...],
-    epsilons: tuple[float, ...],
-    norm: Norm,
-    steps: int | None,
-    restarts: int,
-    runs: "Sequence[Run]",
-) -> list["Attack"]:
-    from defendpp import threats
-    from defendpp.adaptive import against_decoder
-
-    if not names:
-        raise ValueError(f"no attack was chosen, expected some of {', '.join(get_args(AttackName))}")
-    if steps is not None and steps < 1:
-        raise ValueError(f"steps must be at least 1, not {steps}")
-    if steps is not None and set(names) <= set(STEPLESS):
-        raise ValueError(f"{names[0]} has no number of steps, but {steps} was given")
-    if restarts != 1 and not set(names) & set(RESTARTED):
-        raise ValueError(f"restarts go with {', '.join(RESTARTED)}, but {restarts} was given with {', '.join(names)}")
-    if epsilons and set(names) <= set(MINIMAL):
-        raise ValueError(f"{names[0]} looks for the smallest distance and has no epsilon, but {epsilons[0]} was given")
-    objectives = [run.objective for run in runs if run.objective is not None]
-    adaptive = partial(against_decoder, objectives, steps=steps or 60, restarts=restarts, norm=norm)
-    make: dict[AttackName, Callable[[float], Attack]] = {
-        "fgsm": threats.fgsm,
-        "bim": lambda epsilon: threats.bim(epsilon, steps=steps or 100),
-        "pgd": lambda epsilon: threats.pgd(epsilon, steps=steps or 40, restarts=restarts, norm=norm),
-        "cascade": lambda epsilon: threats.cascade(epsilon, steps=steps or 75, restarts=restarts, norm=norm),
-        "auto-attack": lambda epsilon: threats.auto_attack(epsilon, norm=norm),
-        "square": lambda epsilon: threats.square(epsilon, queries=steps or 5000),
-        "pixel-flips": lambda epsilon: threats.pixel_flips(epsilon, steps=steps or 100),
-        "adaptive-bottleneck": partial(adaptive, raised="bottleneck"),
-        "adaptive-reconstruction": partial(adaptive, raised="reconstruction"),
-    }
-    if norm == "l2":
-        if not epsilons and not set(names) <= set(MINIMAL):
-            raise ValueError("epsilons must be given for L2, since the paper has no L2 budget")
-        if only_linf := [name for name in names if name in ("fgsm", "bim", "square", "minimal-pgd")]:
-            raise ValueError(f"{only_linf[0]} is for L∞ here: leave it out, or the norm l2")
-    elif "pixel-flips" in names:
-        raise ValueError("pixel-flips has an L2 budget: leave it out, or choose the norm l2")
-    chosen: list[Attack] = []
-    for name in names:
-        if name == "carlini-wagner":
-            chosen.append(threats.carlini_wagner(iterations=steps or 20))
-        elif name == "ddn":
-            chosen.append(threats.ddn(steps=steps or 100))
-        elif name == "minimal-pgd":
-            chosen.append(threats.minimal_pgd(steps=steps or 60))
-        else:
-            chosen += [make[name](epsilon) for epsilon in epsilons or (threats.usual_epsilon(runs[0].image_shape),)]
-    return chosen
-
-
-def _test_images(runs: "list[Run]", data: str | None, root: Path | None, count: int | None) -> "Images":
-    """Test images that none of the runs was trained on."""
-    from defendpp.data import digest, load
-
-    own = [run for run in runs if data in (None, run.recipe.data)]
-    recipe, classes = (own or runs)[0].recipe, runs[0].classes
-    if count is not None and count < 1:
-        raise ValueError(f"images must be at least 1, not {count}")
-    for run in own:
-        theirs = (run.recipe.data, run.recipe.image_size, run.recipe.split_seed)
-        if theirs != (recipe.data, recipe.image_size, recipe.split_seed):
-            raise ValueError(
-                f"{run.name!r} was trained on {run.recipe.data}, split {run.recipe.split_seed}, and {own[0].name!r} "
-                f"on {recipe.data}, split {recipe.split_seed}: test images of one may be training images of the other"
-            )
-    for run in runs:
-        if {data, run.recipe.data} == {"mnist", "mnist-5k"}:
-            raise ValueError(
-                f"{run.name!r} cannot be tested on {data}: the digits of mnist-5k are training images of mnist"
-            )
-        if len(run.classes) != len(classes):
-            raise ValueError(f"{run.name!r} knows {len(run.classes)} classes, but {runs[0].name!r} {len(classes)}")
-    loaded = load(data or recipe.data, root=root, image_size=recipe.image_size, seed=recipe.split_seed)
-    for run in own:
-        if run.data_digest != digest(loaded.test):
-            raise ValueError(
-                f"the test images of {run.recipe.data} are not what they were when {run.name!r} was trained: some may "
-                "be its training images"
-            )
-    if len(loaded.classes) != len(classes):
-        raise ValueError(f"{data} has {len(loaded.classes)} classes, but {runs[0].name!r} knows {len(classes)}")
-    return loaded.test if count is None else loaded.test.take(count)
-
-
-def _device(name: str) -> str | None:
-    """A device that works, for torch; auto is the graphics card where there is one."""
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else None
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as problem:  # AssertionError: a torch that was built without it
-        raise ValueError(f"device {name!r} cannot be used here: {str(problem).splitlines()[0]}") from problem
-    return name
-
-
-@contextmanager
-def _processes(device: str, devices: int, nodes: int) -> Iterator[tuple[str, tuple[int, int]]]:
-    """This process's device, and which of how many processes it is; on leaving, all have done their part."""
-    from lightning import Fabric
-    from lightning.fabric.strategies.ddp import DDPStrategy
-
-    # they meet once, in the end, and one may have hours of work when another is done
-    strategy = DDPStrategy(process_group_backend="gloo", timeout=timedelta(days=30))
-    fabric = Fabric(accelerator=device, devices=devices, num_nodes=nodes, strategy=strategy)
-    fabric.launch()
-    yield str(fabric.device), (fabric.global_rank, fabric.world_size)
-    fabric.barrier()
 
 
 def _about(folder: Path) -> dict[str, Any]:
