@@ -11,7 +11,7 @@ from defendpp import attacks
 from defendpp.adaptive import stand_ins
 from defendpp.attacks import AttackResult
 from defendpp.binarisation import find_planted
-from defendpp.checks import BY_GRADIENT, Check, check
+from defendpp.checks import BY_GRADIENT, Check, Complaint, NothingToJudgeBy, better_than_chance, check
 from defendpp.purifier import Binarise, Purified
 
 EPSILON = 0.1
@@ -59,7 +59,11 @@ def failed(model: nn.Module, **settings: Any) -> list[Check]:
 
 
 def test_an_honest_model_passes_every_check() -> None:
-    found = verdicts(honest(), others=[honest(0.04)])
+    labels = torch.arange(50) % 2
+    images = IMAGES + 0.1 * PATTERN * labels.view(-1, 1, 1, 1)  # as far beyond the boundary as the others before it
+    found = {
+        each.name: each.verdict for each in check(honest(), images, labels, epsilon=EPSILON, others=[honest(0.04)])
+    }
     assert set(found.values()) == {"passed"}, found
     assert len(found) == 5 + len(BY_GRADIENT)
 
@@ -265,11 +269,21 @@ def test_a_model_no_better_than_chance(right: int) -> None:
 
 @pytest.mark.parametrize(("n", "right"), [(3, 3), (50, 28)])
 def test_few_images_do_not_tell_a_model_from_chance(n: int, right: int) -> None:
-    labels = (torch.arange(n) >= right).long()
-    found = {each.name: each for each in check(honest(), IMAGES[:n], labels, epsilon=EPSILON)}
+    with pytest.raises(NothingToJudgeBy, match="too few to tell it from a guess, "):
+        better_than_chance(torch.arange(n) < right, torch.arange(n) % 2, 2)
+
+
+def test_images_of_one_class_tell_nothing_of_a_model() -> None:
+    """One that always names this class gets all of them right."""
+    found = {each.name: each for each in check(honest(), IMAGES, torch.zeros(len(IMAGES)).long(), epsilon=EPSILON)}
     assert found["better than chance"].verdict == "not judged"
-    assert "too few to tell it from chance among 2 classes" in found["better than chance"].detail
-    assert found["converged"].verdict == "passed"
+    assert f"all {len(IMAGES)} images are of class 0" in found["better than chance"].detail
+
+
+def test_a_model_that_names_the_commonest_class_is_no_better_than_chance() -> None:
+    correct, labels = torch.arange(50) < 40, (torch.arange(50) >= 40).long()
+    with pytest.raises(Complaint, match=r"no better than naming the commonest class, 80\.0 %"):
+        better_than_chance(correct, labels, 10)
 
 
 def test_another_gradient_of_the_same_model_does_better() -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def test_the_main_job_train_evaluate_report(
     assert set(about["checks"]) == {"plain", "other", "hardened"}
     assert all(len(found) == 13 for found in about["checks"].values())
     assert all(sentence in " ".join(shown.split()) for sentence in doubts.in_checks(about["checks"]))
-    assert "checks, with a PGD of their own" in (tmp_path / "e" / "report.html").read_text()
+    assert "checks, which attack with PGD whatever was chosen here" in (tmp_path / "e" / "report.html").read_text()
 
     page = (tmp_path / "e" / "report.html").read_text()
     run("report", tmp_path / "e", "--output", tmp_path / "again.html")
@@ -204,7 +205,7 @@ def test_training_on_one_s_own_data_with_one_s_own_network(make, network: str, t
         (["--data", "nowhere/at/all"], "there is no file or folder at nowhere/at/all"),
         (["--data", "mnits"], "'mnits' is neither a path nor one of mnist-5k"),
         (["--network", "resnet19"], "'resnet19' is no network of defendpp, timm or torchvision"),
-        (["--epochs", "0"], "epochs must be above 0, not 0"),
+        (["--epochs", "0"], "epochs must be above 0, or 0 for a pretrained network"),
         (["--batch-size", "1"], "batch_size must be at least 2"),
         (["--noise", "-1"], "noise must be at least 0, not -1"),
         (["--learning", "alternating"], "alternating learning needs a decoder"),
@@ -231,6 +232,14 @@ def test_bad_input_to_evaluate_is_one_sentence(
     for nothing in (tmp_path, runs["plain"] / "run.json"):
         assert "there is no run in" in fails(capsys, "evaluate", nothing, "--output", tmp_path / "e")
     assert "steps must be at least 1, not 0" in fails(capsys, *evaluation, "--steps", "0")
+    assert "devices and nodes must be at least 1, not 0 and 1" in fails(capsys, *evaluation, "--devices", "0")
+    assert "is named 2 times, expected once" in fails(capsys, *evaluation[:2], runs["plain"], *evaluation[2:])
+    (tmp_path / "file").touch()
+    for command in ("evaluate", "attack", "certify"):
+        message = fails(capsys, command, runs["plain"], "--output", tmp_path / "file" / "below")
+        assert "is, or lies below, a file: name a folder" in message
+    adaptive = fails(capsys, *evaluation, "--attacks", "adaptive-bottleneck")
+    assert "moves what a decoder ties to the image, and no network here has a decoder" in adaptive
     one_step = ("evaluate", runs["plain"], "--output", tmp_path / "e", "--attacks", "fgsm")
     assert "fgsm has no number of steps, but 3 was given" in fails(capsys, *one_step, "--steps", "3")
     assert "but 2 was given with fgsm" in fails(capsys, *one_step, "--restarts", "2")
@@ -288,7 +297,10 @@ def test_the_report_of_an_interrupted_evaluation_says_so(
 
 def test_an_existing_run_is_not_touched(runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     before = (runs["plain"] / "classifier.safetensors").read_bytes()
-    assert "already holds a finished run" in fails(capsys, "train", "--output", runs["plain"], *TINY)
+    run("train", "--output", runs["plain"], "--name", "plain", *TINY)
+    assert "holds this run already: it is not trained again" in capsys.readouterr().err
+    message = fails(capsys, "train", "--output", runs["plain"], "--name", "plain", *TINY, "--seed", "7")
+    assert "holds a finished run of another recipe (seed is 0, not 7)" in message
     assert (runs["plain"] / "classifier.safetensors").read_bytes() == before
 
 
@@ -396,6 +408,14 @@ def test_reproduce_does_some_rows_and_seeds_only(tmp_path: Path, capsys: pytest.
         "noise (mnist, ResNet-18, seed 2)",
     }
     assert "'oars' is no row of table2" in fails(capsys, "reproduce", "table2", "--rows", "oars", "--dry-run")
+    assert "show prints whole tables" in fails(capsys, "reproduce", "table2", "--rows", "ours", "--show")
+    run("reproduce", "table2", "--rows", "none", "--seeds", "2", "--dry-run", "--results", tmp_path / "r")
+    assert "train none (mnist, ResNet-18, seed 2)" in capsys.readouterr().out
+
+
+def test_the_module_is_the_command_and_has_a_version() -> None:
+    done = subprocess.run([sys.executable, "-m", "defendpp", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"defendpp {version('defendpp')}\n"
 
 
 def test_reproduce_shows_what_is_there_without_doing_what_is_not(

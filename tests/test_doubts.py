@@ -14,7 +14,21 @@ def test_a_network_at_chance_is_named() -> None:
         frames.append(rows(name, "none", 0).assign(label=labels, correct=right))
     (doubt,) = doubts.in_records(pd.concat(frames))
     assert doubt.startswith("Doubt: “lost” is not shown to be better than chance on clean images (25.0 %")
-    assert "4 classes" in doubt
+    assert "the commonest class alone is 25.0 %" in doubt
+    alike = rows("any", "none", N).assign(label=0)
+    assert doubts.in_records(alike) == [
+        "Doubt: all n = 40 images are of one class, so that “any” cannot be told from a network that always names it."
+    ]
+
+
+def test_a_minimal_norm_attack_that_another_undercuts() -> None:
+    far = rows("a", "carlini_wagner", 0, norm="l2", distance=3.6)
+    near = rows("a", "ddn", 0, norm="l2", distance=2.4)
+    (doubt,) = doubts.in_records(pd.concat([far, near]))
+    assert doubt.startswith("Doubt: on “a”, C&W goes farther than DDN (L2 +0.62 [+0.42, +0.81], n = 40)")
+    ways = [far, near.assign(settings='{"gradient": "identity"}'), near.assign(l2=9.0)]  # of two ways the nearer
+    assert "C&W goes farther" in doubts.in_records(pd.concat(ways))[0]
+    assert doubts.in_records(pd.concat([far, near.assign(l2=0.97 * far["l2"])])) == []  # not by a twentieth
 
 
 def test_doubts() -> None:

@@ -126,3 +126,11 @@ def test_the_median_shift_lies_between_order_statistics() -> None:
     assert (shift.median, shift.low, shift.high) == (50.5, 40.0, 61.0)
     with pytest.raises(ValueError, match="the same images"):
         intervals.median_shift(np.ones(2), np.ones(3))
+
+
+def test_chance_is_a_guess_or_the_commonest_label() -> None:
+    assert intervals.chance(np.arange(20) % 10, 10) == 0.1
+    assert intervals.chance(np.arange(20) % 2, 10) == 0.5
+    assert intervals.chance(np.array([0, 1, 2]), 2) == pytest.approx(1 / 3)
+    assert intervals.chance(np.array([3, 3, 3, 1])) == 0.75
+    assert intervals.chance(np.zeros(5, int), 10) == 1

@@ -11,10 +11,11 @@ from torch import nn
 from defendpp import networks, runs
 from defendpp.attacks import fgsm
 from defendpp.data import Data, Images, from_tensors
+from defendpp.networks import fingerprint
 from defendpp.objective import Defend, cross_entropy
 from defendpp.purifier import Purified
 from defendpp.recipe import Recipe
-from defendpp.runs import build_classifier, build_objective, fingerprint, load_run, train
+from defendpp.runs import build_classifier, build_objective, load_run, train
 
 PLAIN = Recipe(data="tensors", width=4, epochs=1, batch_size=32, learning_rate=0.05)
 HARDENED = dataclasses.replace(PLAIN, defence="defend", noise=0.2, shared_blocks=3)
@@ -93,11 +94,19 @@ def test_a_run_starts_from_another_given_by_path_or_beside_it(
     assert seen == [load_run(hardened).id]
 
 
-def test_a_finished_run_is_never_overwritten(data: Data, hardened: Path) -> None:
+def test_a_finished_run_is_read_by_its_own_recipe_and_never_overwritten(
+    data: Data, hardened: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = contents(hardened)
-    for recipe in (HARDENED, PLAIN):
-        with pytest.raises(FileExistsError, match="already holds a finished run"):
-            train(recipe, data, hardened, progress=False)
+    monkeypatch.setattr(runs, "fit", None)  # nothing is trained
+    assert train(HARDENED, data, str(hardened), progress=False).id == load_run(hardened).id
+    others: list[tuple[Recipe, str | None, str]] = [
+        (PLAIN, None, "shared_blocks is 3, not None"),
+        (HARDENED, "mine", r"name is Defend\+\+ \+ noise 0.2, not mine"),
+    ]
+    for recipe, name, difference in others:
+        with pytest.raises(FileExistsError, match=rf"a finished run of another recipe \({difference}\)"):
+            train(recipe, data, hardened, name=name, progress=False)
     assert contents(hardened) == before
 
 
@@ -164,7 +173,8 @@ def test_recipes_differ_in_their_hash_and_say_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"epochs": 0}, "epochs must be above 0, not 0"),
+        ({"epochs": 0}, "epochs must be above 0, or 0 for a pretrained network that is left as it is, not 0"),
+        ({"training_images": 0}, "training_images must be at least 2, not 0"),
         ({"noise": -1.0}, r"noise must be at least 0, not -1\.0"),
         ({"clip_norm": 0.0}, r"clip_norm must be above 0, not 0\.0"),
         ({"learning": "alternating", "defence": "none"}, "alternating learning needs a decoder"),
@@ -290,7 +300,7 @@ def test_a_network_may_be_left_as_published(
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"epochs": 0}, "epochs must be above 0, not 0"),
+        ({"epochs": 0}, "epochs must be above 0, or 0 for a pretrained network"),
         ({"attacked_run": "x"}, 'needs the defence "adversarial" and no clean_weight'),
         ({"defence": "comdefend"}, "goes in front of the classifier of a run, start"),
         ({"start": "nowhere"}, "nowhere is no folder of a finished run"),
@@ -300,6 +310,14 @@ def test_what_cannot_be_trained_is_refused(data: Data, tmp_path: Path, change: d
     with pytest.raises((ValueError, FileNotFoundError), match=problem):
         train(dataclasses.replace(PLAIN, **change), data, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("defence", "x"), ("attack", "FGSM"), ("keep", "Last")])
+def test_a_misspelled_choice_is_refused(name: str, value: str) -> None:
+    recipe = Recipe()
+    object.__setattr__(recipe, name, value)  # under test types are checked when it is made
+    with pytest.raises(ValueError, match=rf"{name} must be one of .*, not '{value}'"):
+        recipe.check()
 
 
 def test_a_recipe_with_every_term_is_trained_and_read(data: Data, tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_figure_that_is_there_waits_for_nothing(tmp_path: Path, capsys: pytest
     done.touch()
     jobs = plan(["figure7", "figure8"], "cpu")
     parts = {name: plan([name], "cpu") for name in ("figure7", "figure8")}
-    schedule.listing(jobs, missing(jobs, place), place, 1, parts)
+    schedule.listing(jobs, missing(jobs, place), place, parts=parts)
     told = capsys.readouterr().out
     assert "figure7: 3 of 3 jobs done\n" in told
     assert "figure8: 0 of 3 jobs done, about " in told

@@ -163,7 +163,9 @@ def test_the_best_epoch_on_validation_is_kept(data: Data, tmp_path: Path) -> Non
 
 def test_logs_are_csv_and_tensorboard_and_a_resumption_keeps_the_old_ones(data: Data, tmp_path: Path) -> None:
     classifier = small_network()
+    start = copy.deepcopy(classifier.state_dict())
     for _ in range(2):
+        classifier.load_state_dict(start)
         train(classifier, cross_entropy, data, tmp_path, phases=joint(1))
     for version in ("version_0", "version_1"):
         assert list((tmp_path / "logs" / version).glob("events.*"))
@@ -177,6 +179,8 @@ def test_a_finished_training_is_read_and_one_of_other_settings_is_not_taken_for_
     again = small_network()
     assert train(again, defend(again), data, tmp_path, phases=joint(1)) == first
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), classifier.parameters(), strict=True))
+    with pytest.warns(UserWarning, match="began with other weights than this classifier's"):
+        assert train(again, defend(again), data, tmp_path, phases=joint(1)) == first  # with what was trained
     flipped = from_tensors(data.train.batch(range(84))[0], torch.arange(84) % 4)
     with pytest.raises(ValueError, match="another setting of images"):
         train(classifier, objective, flipped, tmp_path, phases=joint(1))
@@ -191,6 +195,35 @@ def test_a_finished_training_is_read_and_one_of_other_settings_is_not_taken_for_
     for settings, other, name in others:
         with pytest.raises(ValueError, match=f"the checkpoint to resume from has another setting of {name}"):
             train(classifier, other, data, tmp_path, **{"phases": joint(1), **settings})
+
+
+def test_a_schedule_for_fewer_epochs_is_refused(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the learning rate is 0 in all of epoch 4, the last"):
+        train(small_network(), cross_entropy, data, tmp_path / "run", learning_rate=one_cycle(0.05, epochs=1))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_the_classifier_cannot_take_is_told_before_any_step(data: Data, tmp_path: Path) -> None:
+    wrong: list[tuple[nn.Module, str]] = [
+        (nn.Sequential(nn.Flatten(), nn.Linear(784, 3)), "the classifier has 3 outputs, but there are labels up to 3"),
+        (nn.Conv2d(2, 4, 3), "the classifier cannot take images of shape"),
+        (nn.Conv2d(1, 4, 3), r"logits of shape \(batch, classes\), not \(2, 4, 26, 26\)"),
+    ]
+    for classifier, problem in wrong:
+        with pytest.raises(ValueError, match=problem):
+            train(classifier, cross_entropy, data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_in_a_log_a_resumption_says_where_it_goes_on(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classifier = small_network()
+    start = copy.deepcopy(classifier.state_dict())
+    train(classifier, cross_entropy, data, tmp_path)
+    classifier.load_state_dict(start)
+    train(classifier, cross_entropy, data, tmp_path, progress=True)
+    assert capsys.readouterr().err == f"the training in {tmp_path} was finished: its result is read\n"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_a_clear_message(data: Data, tmp_path: Path) -> None:

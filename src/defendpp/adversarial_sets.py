@@ -24,9 +24,8 @@ from defendpp.attacks import Prepared, prepare
 from defendpp.attacks.precision import exact_float32
 from defendpp.data import Images, digest
 from defendpp.files import short_hash, write_whole
-from defendpp.networks import home
+from defendpp.networks import fingerprint, home
 from defendpp.progress import Progress
-from defendpp.runs import fingerprint
 from defendpp.threats import Attack
 
 
@@ -45,7 +44,9 @@ class Network:
 
 
 def network(name: str, model: nn.Module) -> Network:
-    """A classifier to evaluate, in eval mode, with the hash of its weights."""
+    """A classifier to evaluate, in eval mode, with the hash of its weights; `TypeError` for no module."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a network needs a torch module, not {type(model).__name__}: of a run, its classifier")
     return Network(name, model.eval(), fingerprint(model))
 
 

@@ -54,6 +54,8 @@ def attacks(
     if epsilons and set(names) <= set(MINIMAL):
         raise ValueError(f"{names[0]} looks for the smallest distance and has no epsilon, but {epsilons[0]} was given")
     objectives = [run.objective for run in runs if run.objective is not None]
+    if not objectives and (adaptives := [name for name in names if name.startswith("adaptive-")]):
+        raise ValueError(f"{adaptives[0]} moves what a decoder ties to the image, and no network here has a decoder")
     adaptive = partial(against_decoder, objectives, steps=steps or 60, restarts=restarts, norm=norm)
     make: dict[AttackName, Callable[[float], Attack]] = {
         "fgsm": threats.fgsm,
@@ -145,6 +147,12 @@ def processes(device: str, devices: int, nodes: int) -> Iterator[tuple[str, tupl
     fabric.launch()
     yield str(fabric.device), (fabric.global_rank, fabric.world_size)
     fabric.barrier()
+
+
+def no_file(folder: Path) -> None:
+    """Refuse, with a `ValueError`, a file where a folder is to be made."""
+    if any(place.is_file() for place in (folder, *folder.parents)):
+        raise ValueError(f"{folder} is, or lies below, a file: name a folder")
 
 
 def writable(*folders: Path) -> None:

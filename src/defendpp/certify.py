@@ -64,10 +64,11 @@ def certify(
         raise ValueError(f"sigma must be a standard deviation above 0, not {sigma}")
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be a probability between 0 and 1, not {alpha}")
-    if samples < 1 or selection < 1 or batch_size < 1:
-        raise ValueError(
-            f"samples, selection and batch_size must be at least 1, not {samples}, {selection} and {batch_size}"
-        )
+    if sigma > 2:
+        raise ValueError(f"sigma is in pixel units of [0, 1], not {sigma:g}: {sigma:g}/255?")
+    for name, value in (("samples", samples), ("selection", selection), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, not {value}")
     generator = Generator().manual_seed(0) if generator is None else generator
     with evaluating(model), exact_float32():
         found = [_certify(model, image, sigma, samples, selection, alpha, batch_size, generator) for image in images]

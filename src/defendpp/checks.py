@@ -20,7 +20,7 @@ from defendpp.adaptive import stand_ins
 from defendpp.attacks import AttackResult, Prepared
 from defendpp.attacks.engine import attacking, cross_entropy, gradient_pass, margin
 from defendpp.attacks.gradient_sign import Norm
-from defendpp.intervals import accuracy
+from defendpp.intervals import accuracy, chance
 
 Images = Float[Tensor, "batch *shape"]
 Labels = Int[Tensor, " batch"]
@@ -81,7 +81,7 @@ def check(
     with attacking(model, images, labels) as (classify, clean, y), torch.no_grad():
         outputs = classify(clean)
         correct = outputs.argmax(1) == y
-    found.append(_judged("better than chance", lambda: better_than_chance(correct, outputs.shape[1])))
+    found.append(_judged("better than chance", lambda: better_than_chance(correct, y, outputs.shape[1])))
     if not correct.any():
         why = f"the model gets none of the {len(labels)} images right"
         return [*found, *(Check(name, "not judged", why) for name in ("gradients", *BY_GRADIENT))]
@@ -147,14 +147,25 @@ def deterministic(model: nn.Module, images: Images) -> str:
     return "two passes over the same images agree"
 
 
-def better_than_chance(correct: Bool[Tensor, " batch"], classes: int) -> str:
-    """Whether more images are right than a guess would get; not judged where the 95 % interval leaves that open."""
+def better_than_chance(correct: Bool[Tensor, " batch"], labels: Labels, classes: int) -> str:
+    """Whether more images are right than a guess, or the commonest class alone, would get.
+
+    Not judged where the 95 % interval leaves that open, nor on images of one class.
+    """
     right = accuracy(correct.cpu().numpy())
+    guess = chance(labels.cpu().numpy(), classes)
     text = f"{right} of {right.n} images are right without an attack"
     if right.value <= 1 / classes:
-        raise Complaint(f"{text}: no better than chance among {classes} classes")
-    if not right.beats_chance(classes):
-        raise NothingToJudgeBy(f"{text}, too few to tell it from chance among {classes} classes")
+        raise Complaint(f"{text}: no better than a guess among {classes} classes")
+    if guess == 1:
+        raise NothingToJudgeBy(
+            f"all {right.n} images are of class {int(labels[0])}, which a network that always says so gets right: "
+            "take a random subset, Images.take"
+        )
+    if right.value <= guess:
+        raise Complaint(f"{text}: no better than naming the commonest class, {100 * guess:.1f} %")
+    if right.low <= guess:
+        raise NothingToJudgeBy(f"{text}, too few to tell it from a guess, {100 * guess:.1f} %")
     return text
 
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,7 +97,8 @@ def train(
         place = str(runs.place_of(accelerator))
         clean = evaluation.clean_records(network, loaded.test, data=recipe.data, device=place)
         right = intervals.accuracy(clean["correct"].to_numpy())
-        hint = ", which is not shown to be better than chance" * (not right.beats_chance(len(run.classes)))
+        guess = intervals.chance(clean["label"].to_numpy(), len(run.classes))
+        hint = f", which is not shown to be better than a guess, {100 * guess:.1f} %" * (right.low <= guess)
         print(f"clean test accuracy {right} of {len(clean)} images{hint}")
     print(f"saved in {output}")
 
@@ -120,7 +122,7 @@ def attack(
     Example: defendpp attack runs/plain --attack bim --epsilon 0.2 --output sets
 
     Args:
-        run: Folder of a trained network.
+        run: Folder of a trained network, or the name of one that comes with the package, such as mnist-robust.
         output: Folder for sets, each in a folder of its own; `defendpp evaluate --sets` takes it.
         attack: Which attack: one of the paper's; cascade, from cheap to expensive until an image falls, for a robust
             accuracy to rely on; auto-attack, the figure that others report; square, without gradients; minimal-pgd, the
@@ -138,6 +140,7 @@ def attack(
     """
     from defendpp import adversarial_sets, evaluation, intervals, records, runs
 
+    arguments.no_file(output)
     trained = runs.load_run(run)
     (chosen,) = arguments.attacks((attack,), () if epsilon is None else (epsilon,), norm, steps, restarts, [trained])
     split = arguments.test_images([trained], data, data_root, images)
@@ -189,7 +192,7 @@ def evaluate(
     Example: defendpp evaluate runs/plain runs/hardened --source runs/other --images 1000 --output evaluations/mine
 
     Args:
-        runs: Folders of trained networks.
+        runs: Folders of trained networks, or names of those that come with the package, such as mnist-robust.
         output: Folder for records, adversarial sets and pictures.
         attacks: Which attacks, by default the paper's and cascade: from cheap to expensive until an image falls, for a
             robust accuracy to rely on. Beside them auto-attack, the figure that others report; square, without
@@ -213,8 +216,13 @@ def evaluate(
     from defendpp import adversarial_sets, evaluation
     from defendpp.runs import load_run
 
+    arguments.no_file(output)
     if not runs:
         raise ValueError("name the folder of at least one trained network")
+    if twice := [folder for folder in runs if runs.count(folder) > 1]:
+        raise ValueError(f"{twice[0]} is named {runs.count(twice[0])} times, expected once")
+    if devices < 1 or nodes < 1:
+        raise ValueError(f"devices and nodes must be at least 1, not {devices} and {nodes}")
     trained = [load_run(folder) for folder in runs]
     names = [run.name for run in trained]
     trained = [
@@ -266,6 +274,8 @@ def report(evaluation: Positional[Path], output: Path | None = None, overwrite: 
         output: The page (default: report.html in that folder).
         overwrite: Replace a page with other content.
     """
+    if output is not None and output.is_dir():
+        raise ValueError(f"{output} is a folder: name the file that the page is to be")
     _show(evaluation, output or evaluation / "report.html", overwrite=overwrite or output is None)
 
 
@@ -289,7 +299,7 @@ def check(
     Example: defendpp check runs/hardened --others runs/plain
 
     Args:
-        run: Folder of a trained network.
+        run: Folder of a trained network, or the name of one that comes with the package, such as mnist-robust.
         others: Folders of other networks for the same images; what breaks these is shown to this one.
         epsilon: Budget in pixel units of [0, 1] (default: the paper's L∞ budget for such images).
         norm: Norm of the budget.
@@ -344,7 +354,7 @@ def certify(
     Example: defendpp certify runs/hardened --images 500 --output certificates
 
     Args:
-        run: Folder of a trained network.
+        run: Folder of a trained network, or the name of one that comes with the package, such as mnist-robust.
         output: Folder for the records; a second call goes on from what is there.
         sigma: Standard deviation of the smoothing noise in pixel units (default: what the network was trained with).
         samples: Noisy copies for each image.
@@ -358,6 +368,9 @@ def certify(
     from defendpp import adversarial_sets, evaluation, report, runs
     from defendpp.certify import certified_radius, lower_bound
 
+    arguments.no_file(output)
+    if samples < 1:
+        raise ValueError(f"samples must be at least 1, not {samples}")
     trained = runs.load_run(run)
     deviation = trained.recipe.noise if sigma is None else sigma
     if deviation == 0:
@@ -402,7 +415,8 @@ def reproduce(
         work: Folder of trained networks and adversarial sets, which are large and can be made again.
         data_root: Folder that holds the data sets, or gets them (default: a cache of the user).
         device: auto, cpu, cuda, ...; with several workers or a cluster, cuda asks for a graphics card for each job.
-        rows: Train and measure only these rows of the tables, by their names as printed, such as "ours + GN".
+        rows: Train and measure only these rows of the tables, by their names as printed, such as "ours + GN", or as the
+            list of jobs has them.
         seeds: Train and measure only these training seeds.
         dry_run: List the jobs, which are done, and how long the others will take; do nothing.
         show: Do no job: print, and write beside the records, what the records that are there give.
@@ -425,6 +439,8 @@ def reproduce(
     kept = results or Path("results", "study" if scale == "cpu" else "study-paper")
     place = Place(kept.absolute(), work.absolute())
     failed: RuntimeError | None = None
+    if show and (rows or seeds):
+        raise ValueError("rows and seeds choose what is measured, and show prints whole tables: leave them out")
     if show and not place.results.is_dir():
         raise ValueError(
             f"there is nothing to show: {place.results} is no folder; the records lie in the project's repository"
@@ -435,10 +451,11 @@ def reproduce(
 
         jobs = study.plan(wanted, scale, rows=rows, training_seeds=seeds)
         left = study.missing(jobs, place)
+        finished = schedule.samples(study.plan(known, scale), place) if left else []
         if dry_run:
             is_told_apart = len(wanted) > 1 and not (rows or seeds)
             parts = {name: study.plan((name,), scale) for name in wanted} if is_told_apart else {}
-            schedule.listing(jobs, left, place, workers, parts)
+            schedule.listing(jobs, left, place, finished, workers, parts)
             return
         if left:
             if device != "auto" and not ray:
@@ -448,7 +465,7 @@ def reproduce(
             check_data(left, root)
             do = schedule.Doing(place, root, device, bar=workers == 1 and not ray)
             try:
-                schedule.run(jobs, left, do, workers=workers, address=ray)
+                schedule.run(jobs, left, do, finished, workers=workers, address=ray)
             except RuntimeError as problem:  # what the other jobs came to is printed all the same
                 failed = problem
     for name in wanted:
@@ -490,6 +507,9 @@ def main(arguments: list[str] | None = None) -> None:
         "certify": certify,
         "reproduce": reproduce,
     }
+    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+        print(f"defendpp {version('defendpp')}")
+        return
     try:
         tyro.extras.subcommand_cli_from_dict(
             commands,

@@ -12,6 +12,9 @@ import pandas as pd
 from defendpp import intervals
 from defendpp import records as rec
 
+TELLING = 0.05
+"""Share of its distance by which a minimal-norm attack may miss the nearest image that another found."""
+
 
 def in_checks(checks: Mapping[str, Sequence[Mapping[str, str]]]) -> list[str]:
     """What `defendpp.checks` found of each network, by name, a sentence each; one that failed is a doubt.
@@ -20,18 +23,14 @@ def in_checks(checks: Mapping[str, Sequence[Mapping[str, str]]]) -> list[str]:
     """
     said = []
     for network, found in checks.items():
-        failed, open_, passed = (
-            [each for each in found if each["verdict"] == verdict] for verdict in ("failed", "not judged", "passed")
-        )
+        failed, open_ = ([each for each in found if each["verdict"] == verdict] for verdict in ("failed", "not judged"))
         if failed:
             reasons = "; ".join(f"“{each['name']}”: {each['detail']}" for each in failed)
-            said.append(
-                f"Doubt: on “{network}” {len(failed)} of {len(found)} checks, with a PGD of their own, fail: {reasons}."
-            )
+            said.append(f"Doubt: on “{network}” {len(failed)} of {len(found)} checks fail: {reasons}.")
         else:
             rest = "; ".join(f"“{each['name']}” was not judged: {each['detail']}" for each in open_)
             said.append(
-                f"“{network}” passes {len(passed)} of {len(found)} checks, with a PGD of their own"
+                f"“{network}” fails none of {len(found)} checks, which attack with PGD whatever was chosen here"
                 f"{rest and '; ' + rest}."
             )
     return said
@@ -42,12 +41,12 @@ def in_records(records: pd.DataFrame) -> list[str]:
 
     At the same budget, an attack through the network's own gradients must not leave more images right than another one,
     nor than images made on another network; one step, and search without gradients, may. A minimal-norm attack is taken
-    at every budget of its norm that another attack had, and must reach every image. Where the 95 % interval of a
-    difference in the wrong direction excludes 0, the largest is reported; so are budgets at which one step or search
-    was all. Before that come networks that are not shown to be better than chance on clean images, among as many
-    classes as the labels have.
+    at every budget of its norm that another attack had, must reach every image, and not go farther than another. Where
+    the 95 % interval of a difference in the wrong direction excludes 0, the largest is reported; so are budgets at
+    which one step or search was all. Before that come networks that are not shown to be better than naming the
+    commonest class.
     """
-    lost = _failed_of_any_size(records)
+    lost = [*_failed_of_any_size(records), *_farther_than_needed(records)]
     found: list[str] = []
     compared = set()
     records = pd.concat([records, *_minimal_at_budgets(records)])
@@ -147,6 +146,36 @@ def _failed_of_any_size(records: pd.DataFrame) -> list[str]:
     return found
 
 
+def _farther_than_needed(records: pd.DataFrame) -> list[str]:
+    """Minimal-norm attacks that another one undercuts, by more than `TELLING`, on the same images of a network."""
+    runs = records[(records["knowledge"] == "white-box") & records["epsilon"].isna()]
+    found = []
+    for (network, norm), rows in runs.groupby(["network", "norm"], sort=False):
+        distances = {str(attack): _distances(each) for attack, each in rows.groupby("attack", sort=False)}
+        for attack, own in distances.items():
+            shifts = {}
+            for by, other in distances.items():
+                common = own.index.intersection(other.index)
+                if by != attack and len(common):
+                    shifts[by] = intervals.median_shift(own[common].to_numpy(), other[common].to_numpy())
+            if not shifts:
+                continue
+            by, shift = max(shifts.items(), key=lambda each: each[1].low)
+            if shift.low > TELLING * distances[by].median():
+                found.append(
+                    f"Doubt: on “{network}”, {rec.attack_name(attack)} goes farther than {rec.attack_name(by)} "
+                    f"({rec.NORM_NAMES[str(norm)]} {shift}): it does not find the nearest adversarial images, and its "
+                    "distance is too large."
+                )
+    return found
+
+
+def _distances(rows: pd.DataFrame) -> "pd.Series[float]":
+    """By image, of those that are right when clean."""
+    kept = rows[rows["clean_prediction"] == rows["label"]]
+    return pd.Series(rec.reach(kept), index=kept["image"]).groupby(level=0).min()  # of several ways past a purifier
+
+
 def _right(run: pd.DataFrame) -> "pd.Series[bool]":
     return run.set_index("image")["correct"]
 
@@ -156,10 +185,15 @@ def _at_chance(records: pd.DataFrame) -> list[str]:
     found = []
     for network, rows in clean.groupby("network", sort=False):
         right = intervals.accuracy(rows["correct"].to_numpy())
-        classes = rows["label"].nunique()
-        if classes > 1 and not right.beats_chance(classes):
+        guess = intervals.chance(rows["label"].to_numpy())
+        if guess == 1:
             found.append(
-                f"Doubt: “{network}” is not shown to be better than chance on clean images ({right} of n = {right.n}, "
-                f"{classes} classes): what it withstands says nothing."
+                f"Doubt: all n = {right.n} images are of one class, so that “{network}” cannot be told from a network "
+                "that always names it."
+            )
+        elif right.low <= guess:
+            found.append(
+                f"Doubt: “{network}” is not shown to be better than chance on clean images ({right} of n = {right.n}; "
+                f"the commonest class alone is {100 * guess:.1f} %): what it withstands says nothing."
             )
     return found

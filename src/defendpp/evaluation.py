@@ -468,9 +468,10 @@ def evaluate_runs(
         "notes": {"Versions": f"defendpp {version('defendpp')}, torch {torch.__version__}"},
     }
     if checked_on:
+        others = [*([network(source.name, source.classifier)] if source else []), *networks]
         budget = next(((each.norm, each.epsilon) for each in chosen if each.epsilon), None)
         about["checks"] = {
-            each.name: _checked(each, networks, budget, split.take(min(checked_on, len(split))), folder, seed, progress)
+            each.name: _checked(each, others, budget, split.take(min(checked_on, len(split))), folder, seed, progress)
             for each in networks
         }
     text = json.dumps(about, indent=2) + "\n"
@@ -480,7 +481,7 @@ def evaluate_runs(
 
 def _checked(
     each: Network,
-    networks: Sequence[Network],
+    others: Sequence[Network],
     budget: tuple[str, float] | None,
     split: Images,
     folder: Path,
@@ -489,11 +490,11 @@ def _checked(
 ) -> list[dict[str, str]]:
     """What `checks.check` finds of a network where it was not written down before; it is computed where its model is.
 
-    budget: norm and epsilon; by default the paper's. The first of the other networks is what transferred images are
-    made on.
+    budget: norm and epsilon; by default the paper's. The first of `others` that is another network is what transferred
+    images are made on.
     """
     norm, epsilon = budget or ("linf", threats.usual_epsilon(split.pixels.shape))
-    other = next((one for one in networks if one.id != each.id), None)
+    other = next((one for one in others if one.id != each.id), None)
     followed, *other_ways = stand_ins(each.model)
     made_of = ["better than chance", *checks.BY_GRADIENT, *["stand-ins"] * len(other_ways)]
     key = short_hash([norm, epsilon, digest(split), other and other.id, seed, *made_of])

@@ -10,7 +10,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 Z = NormalDist().inv_cdf(0.975)
 """The 95 % point of the normal distribution."""
@@ -26,10 +26,6 @@ class Accuracy:
     low: float
     high: float
 
-    def beats_chance(self, classes: int) -> bool:
-        """Whether the interval lies above what a guess among so many classes gets."""
-        return self.low > 1 / classes
-
     def __str__(self) -> str:
         return f"{100 * self.value:.1f} % [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
@@ -41,6 +37,15 @@ def accuracy(correct: Bool[np.ndarray, " image"]) -> Accuracy:
         raise ValueError("accuracy needs at least one image, but got none")
     share = int(correct.sum()) / n
     return Accuracy(int(correct.sum()), n, share, *wilson(share, n))
+
+
+def chance(labels: Int[np.ndarray, " image"], classes: int = 1) -> float:
+    """What a guess among so many classes gets of images with these labels, or the commonest label alone if it is more.
+
+    1 where all labels are the same: then no accuracy shows anything.
+    """
+    _, counts = np.unique(labels, return_counts=True)
+    return max(float(counts.max()) / len(labels), 1 / max(classes, len(counts)))
 
 
 @dataclass(frozen=True)

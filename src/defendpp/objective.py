@@ -49,6 +49,8 @@ def noisy_copies(
     images: Images, sigma: float, *, clip: bool, coarse: float, n: int
 ) -> Float[Tensor, "copies channel height width"]:
     """n noisy copies of the batch, one after the other, to be seen in one pass."""
+    if n > 1 and not sigma:
+        raise ValueError("agreement and bottleneck compare noisy copies: noise must be above 0")
     copies = [add_noise(images, sigma, clip=clip, coarse=coarse) for _ in range(n)]
     return torch.cat(copies) if n > 1 else copies[0]
 
@@ -174,6 +176,8 @@ class Defend(nn.Module):
         for name, value in {"noise": noise, "agreement": agreement, "bottleneck": bottleneck}.items():
             if not value >= 0:
                 raise ValueError(f"{name} must be at least 0, not {value}")
+        if (agreement or bottleneck) and not noise:
+            raise ValueError("agreement and bottleneck compare noisy copies: noise must be above 0")
         self.auto_encoder = auto_encoder
         self.shared = tuple(shared)
         self.weights = tuple(weights)

@@ -1,7 +1,7 @@
 """A recipe: everything that determines a trained network, as a typed value whose hash names it. No torch here."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from defendpp.files import short_hash
 
@@ -123,11 +123,17 @@ class Recipe:
     """What the numbers may be compared with: "paper" for the paper's width and length."""
 
     def check(self) -> None:
-        """Refuse, in one sentence, numbers that cannot work: a `ValueError`."""
+        """Refuse, in one sentence, names that there are not and numbers that cannot work: a `ValueError`."""
+        for name, kind in get_type_hints(Recipe).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise ValueError(f"{name} must be one of {', '.join(get_args(kind))}, not {getattr(self, name)!r}")
         for name in ("width", "batch_size", "epochs", "decay_every", "learning_rate"):
             is_untrained = name == "epochs" and self.epochs == 0 and self.pretrained and self.defence == "none"
             if not getattr(self, name) > 0 and not is_untrained:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+                rest = ", or 0 for a pretrained network that is left as it is" if name == "epochs" else ""
+                raise ValueError(f"{name} must be above 0{rest}, not {getattr(self, name)}")
+        if self.training_images is not None and self.training_images < 2:
+            raise ValueError(f"training_images must be at least 2, not {self.training_images}")
         for name in ("consistency", "bottleneck", "gradient_penalty", "curvature"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")

@@ -6,10 +6,10 @@ there too, and `run.json` has no result.
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -145,7 +145,7 @@ def _defence(recipe: Recipe, classifier: nn.Module, image_shape: tuple[int, int,
 def train(
     recipe: Recipe,
     data: Data,
-    folder: Path,
+    folder: Path | str,
     *,
     name: str | None = None,
     execution: Execution | Literal["auto"] = "auto",
@@ -158,10 +158,13 @@ def train(
 
     execution, accelerator, devices, nodes: as for `fit`. Each of several processes returns the run; one writes it.
 
-    Raises `FileExistsError` where the folder already holds a finished run, another recipe's, or something else; nothing
-    in it is changed then. Raises what `Recipe.check`, the parts' builders and `fit` raise.
+    A finished run of this recipe, data and name is read, and not trained again.
+
+    Raises `FileExistsError` where the folder already holds another run, or something else; nothing in it is changed
+    then. Raises what `Recipe.check`, the parts' builders and `fit` raise.
     """
     recipe.check()
+    folder = Path(folder)
     start, attacked_run = (_beside(folder, recipe, option) for option in ("start", "attacked_run"))
     if len(data.train) < 2 or len(data.validation) < 1:
         raise ValueError(
@@ -181,7 +184,10 @@ def train(
         "training_images": len(images),
         "data_digest": test_digest,
     }
-    _check_folder(folder, heading)
+    if _is_there(folder, heading):
+        if progress and is_main_process():
+            print(f"{folder} holds this run already: it is not trained again", file=sys.stderr)
+        return load_run(folder)
     check_accelerator(accelerator)
     classifier = build_classifier(recipe, len(data.classes), image_shape, start)
     objective = build_objective(recipe, classifier, image_shape)
@@ -229,7 +235,7 @@ def train(
         _write_json(folder / "run.json", {**heading, "result": dataclasses.asdict(fitted)})
         shutil.rmtree(folder / "checkpoints", ignore_errors=recipe.epochs == 0)  # only after the result is on disk
     shown = name or str(recipe)
-    id_ = fingerprint(classifier)
+    id_ = networks.fingerprint(classifier)
     return Run(shown, recipe, classifier, hardened, data.classes, image_shape, fitted, id_, test_digest)
 
 
@@ -260,7 +266,9 @@ def load_run(folder: Path | str) -> Run:
         networks.load_weights(hardened.auto_encoder, folder / "auto_encoder.safetensors")
         hardened.eval()
     classifier.eval()
-    return Run(name, recipe, classifier, hardened, classes, shape, result, fingerprint(classifier), data_digest)
+    return Run(
+        name, recipe, classifier, hardened, classes, shape, result, networks.fingerprint(classifier), data_digest
+    )
 
 
 def _hardened(objective: Objective) -> Defend | None:
@@ -269,38 +277,26 @@ def _hardened(objective: Objective) -> Defend | None:
     return next((each for each in parts if isinstance(each, Defend)), None)
 
 
-def fingerprint(classifier: nn.Module) -> str:
-    """Twelve hexadecimal digits that tell two networks apart: a hash of modules, weights and buffers.
-
-    What a module's `forward` computes is part of it only through the module's class and what it prints of itself.
-    """
-    digest = hashlib.sha256(repr(classifier).encode())
-    for name, tensor in [*classifier.named_parameters(), *classifier.named_buffers()]:
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:12]
-
-
-def _check_folder(folder: Path, heading: dict[str, Any]) -> None:
+def _is_there(folder: Path, heading: dict[str, Any]) -> bool:
+    """Whether `folder` holds this run, finished; a `FileExistsError` where it holds what must not be touched."""
     if not folder.exists() or (folder.is_dir() and all(path.suffix == ENDING for path in folder.iterdir())):
-        return
+        return False
     if not (folder / "run.json").is_file():
         raise FileExistsError(f"{folder} exists and is no run folder: choose another place for the run")
     present = _read_json(folder / "run.json")
-    if "result" in present:
-        raise FileExistsError(f"{folder} already holds a finished run: choose another folder, or remove that one")
     wanted = json.loads(json.dumps(heading))
     # what determines the training: neither its name, nor fields that an earlier version did not have
     present["recipe"] = {**json.loads(json.dumps(dataclasses.asdict(Recipe()))), **present["recipe"]}
-    same = all(present.get(key) == wanted[key] for key in wanted if key not in ("name", "recipe_hash"))
-    if not same and (folder / "checkpoints" / "last.ckpt").exists():
-        there, here = {**present, **present["recipe"]}, {**wanted, **wanted["recipe"]}
-        passed_over = ("name", "recipe_hash", "recipe")
-        name = next(name for name in reversed(here) if name not in passed_over and there.get(name) != here[name])
+    is_finished = "result" in present
+    passed_over = {"recipe_hash", "recipe"} if is_finished else {"recipe_hash", "recipe", "name"}
+    there, here = {**present, **present["recipe"]}, {**wanted, **wanted["recipe"]}
+    other = next((name for name in reversed(here) if name not in passed_over and there.get(name) != here[name]), None)
+    if other and (is_finished or (folder / "checkpoints" / "last.ckpt").exists()):
         raise FileExistsError(
-            f"{folder} holds an unfinished run of another recipe ({name} is {there.get(name)}, not {here[name]}): "
-            "choose another folder, or remove it"
+            f"{folder} holds {'a finished' if is_finished else 'an unfinished'} run of another recipe ({other} is "
+            f"{there.get(other)}, not {here[other]}): choose another folder, or remove it"
         )
+    return is_finished
 
 
 def _adversarial(recipe: Recipe, image_shape: tuple[int, int, int]) -> Objective:

@@ -57,20 +57,29 @@ class Doing:
             perform(job, self.place, data_root=self.data_root, device=device, progress=progress)
 
 
-def run(jobs: Sequence[Job], left: Sequence[Job], do: Doing, *, workers: int = 1, address: str | None = None) -> None:
+def run(
+    jobs: Sequence[Job],
+    left: Sequence[Job],
+    do: Doing,
+    finished: Sequence[Job] = (),
+    *,
+    workers: int = 1,
+    address: str | None = None,
+) -> None:
     """Do those of `jobs` that are left, saying which is done and how long the others will take.
 
-    In order, or with several workers or a cluster's address `on_ray`. A job that fails does not stop those that do not
-    need it; `RuntimeError` in the end says how many failed and why the first did.
+    finished: other jobs, by whose time that is estimated, and by those that are done now. In order, or with several
+    workers or a cluster's address `on_ray`. A job that fails does not stop those that do not need it; `RuntimeError` in
+    the end says how many failed and why the first did.
     """
     waiting = {job.key: job for job in left}
-    finished = [job for job in jobs if job.key not in waiting]
+    known = [*finished]
     first: list[str] = []
 
     def told(job: Job, problem: BaseException | None) -> None:
         del waiting[job.key]
         if problem is None:
-            finished.append(job)
+            known.append(job)
             outcome = "done"
         else:
             expected = isinstance(problem, ValueError | OSError | RuntimeError)
@@ -83,7 +92,7 @@ def run(jobs: Sequence[Job], left: Sequence[Job], do: Doing, *, workers: int = 1
         print(f"begun: {job}", flush=True)
 
     def remaining() -> str:
-        return spoken(seconds_left([*waiting.values()], finished[-200:], do.place) / side_by_side(workers))
+        return spoken(seconds_left([*waiting.values()], known[-300:], do.place) / side_by_side(workers))
 
     print(f"{len(left)} of {len(jobs)} jobs to do: about {remaining()}", flush=True)
     if workers == 1 and address is None:
@@ -96,23 +105,27 @@ def run(jobs: Sequence[Job], left: Sequence[Job], do: Doing, *, workers: int = 1
 
 
 def listing(
-    jobs: Sequence[Job], left: Sequence[Job], place: Place, workers: int = 1, parts: Mapping[str, Sequence[Job]] = {}
+    jobs: Sequence[Job],
+    left: Sequence[Job],
+    place: Place,
+    finished: Sequence[Job] = (),
+    workers: int = 1,
+    parts: Mapping[str, Sequence[Job]] = {},
 ) -> None:
-    """Print every job, whether it is done, and how long the others will take.
+    """Print every job, whether it is done, and how long the others will take, by what those that are `finished` took.
 
     parts: the jobs behind each table or figure, by its name; how much of each is done is printed too.
     """
     waiting = {job.key for job in left}
-    done = [job for job in jobs if job.key not in waiting]
     for job in jobs:
         state = "to do" if job.key in waiting else "done" if job.is_done(place) else "not needed"
         print(f"{state:10}  {job}")
     shared = side_by_side(workers)
     for name, needed in parts.items():
         open_ = missing(needed, place)  # not what only another part waits for
-        rest = f", about {spoken(seconds_left(open_, done, place) / shared)} left" if open_ else ""
+        rest = f", about {spoken(seconds_left(open_, finished, place) / shared)} left" if open_ else ""
         print(f"{name}: {len(needed) - len(open_)} of {len(needed)} jobs done{rest}")
-    took = seconds_left(left, done, place) / shared
+    took = seconds_left(left, finished, place) / shared
     print(f"{len(jobs)} jobs, {len(left)} to do: about {spoken(took)} on {workers} worker{'s' * (workers > 1)}")
 
 
@@ -181,6 +194,19 @@ def seconds_left(left: Sequence[Job], done: Sequence[Job], place: Place) -> floa
     typical = {key: median(each) for key, each in rates.items()}
     made = [job for job in left if not (isinstance(job, Training) and published.of(job.subject.recipe.hash))]
     return sum(cost(job) / next((typical[key] for key in _likeness(job) if key in typical), RATE) for job in made)
+
+
+def samples(jobs: Sequence[Job], place: Place, of_each: int = 20) -> list[Job]:
+    """Jobs that are done, so many of each kind, data, network and defence: by what they took, `seconds_left` estimates.
+
+    Not all, since each has to be read.
+    """
+    found: dict[tuple[str, ...], list[Job]] = defaultdict(list)
+    for job in jobs:
+        alike = found[_likeness(job)[0]]
+        if len(alike) < of_each and job.is_done(place):
+            alike.append(job)
+    return [job for alike in found.values() for job in alike]
 
 
 def _likeness(job: Job) -> list[tuple[str, ...]]:

@@ -25,6 +25,8 @@ def add_noise(images: Images, sigma: float, *, clip: bool = False, coarse: float
     """
     if sigma < 0:
         raise ValueError(f"the noise's standard deviation must be at least 0, not {sigma}")
+    if sigma > 2:
+        raise ValueError(f"noise is in pixel units of [0, 1], not {sigma:g}: {sigma:g}/255?")
     if not 0 <= coarse <= 1:
         raise ValueError(f"the share of coarse noise must be in [0, 1], not {coarse}")
     if sigma == 0:

@@ -333,7 +333,7 @@ def _measurements_in_turn(
     return [
         (turn, each)
         for row in table.rows
-        if not rows or row.name in rows
+        if not rows or row.name in rows or row.role in rows
         for column in table.columns
         for protocol in cell(table, row, column, scale)  # which may have nothing, whatever the seeds
         for turn, (seed, alternatives) in enumerate(
@@ -351,16 +351,16 @@ def plan(
 
     First training seeds of all cells come before second ones: a study that stops early has every table.
 
-    rows: only these rows of the tables, by their names as printed; training_seeds: only these. With either
-    figures are left out, which have neither.
+    rows: only these rows of the tables, by their names as printed or by their roles; training_seeds: only these. With
+    either, figures are left out, which have neither.
     Raises `ValueError` for a row that none of the tables has, and for seeds that none of these rows has.
     """
     names = tuple(names)
-    there = [row.name for name in names if name in TABLES for row in TABLES[name].rows]
-    if unknown := [row for row in rows if row not in there]:
-        raise ValueError(
-            f"{unknown[0]!r} is no row of {', '.join(names)}: {', '.join(dict.fromkeys(there)) or 'no table'}"
-        )
+    there = [row for name in names if name in TABLES for row in TABLES[name].rows]
+    if unknown := [each for each in rows if not any(each in (row.name, row.role) for row in there)]:
+        known = "; ".join(dict.fromkeys(row.name for row in there))
+        rest = f", whose rows are: {known}" if known else ", which is no table"
+        raise ValueError(f"{unknown[0]!r} is no row of {', '.join(names)}{rest}")
     wanted: list[tuple[int, Measurement | Picture]] = []
     for name in names:
         if (rows or training_seeds) and name in paper.FIGURES:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from defendpp.data import Images, batches, digest
 from defendpp.data.images import Augment
 from defendpp.execution import EXECUTIONS, Execution, arrange, executed, fastest
-from defendpp.networks import home
+from defendpp.networks import evaluating, fingerprint, home
 from defendpp.objective import Objective, Terms
 from defendpp.progress import spoken
 
@@ -147,7 +147,8 @@ def fit(
 
     keep: the epoch, the "last" or the "best", which has the highest accuracy on the clean validation images, among
     equals the lowest cross-entropy. `folder` receives `checkpoints/last.ckpt` after each epoch, from which a second
-    call with the same settings resumes (or, after the last epoch, reads the result), and logs for TensorBoard and as
+    call with the same settings resumes (or, after the last epoch, reads the result; it warns where the classifier's
+    starting weights were others), and logs for TensorBoard and as
     CSV, one version a start. Both modules end in eval mode; the global random state is left as found.
 
     optimizer: SGD with `momentum`, or Adam with its usual betas. execution: how steps are computed; "auto" measures
@@ -156,10 +157,14 @@ def fit(
     each); batch_size stays that of all together. Losses are those of one process, save that each has its own random
     numbers (noise, augmentation, dropout) and batch statistics.
 
-    Raises `ValueError` for settings that cannot work and for a checkpoint of other settings, `DivergedError` where the
-    loss is not finite, and `KeyboardInterrupt` when interrupted, after which the same call resumes.
+    Raises `ValueError` for settings, images and labels that cannot work and for a checkpoint of other settings,
+    `DivergedError` where the loss is not finite, and `KeyboardInterrupt` when interrupted, after which the same call
+    resumes.
     """
     folder = Path(folder)
+    for split in (train, validation):
+        if not isinstance(split, Images):
+            raise TypeError(f"fit takes splits, as of dp.from_tensors(images, labels), not {type(split).__name__}")
     epochs = sum(phase.epochs for phase in phases)
     if epochs < 1 or any(phase.epochs < 0 for phase in phases):
         raise ValueError(f"training needs at least 1 epoch, not {epochs}")
@@ -173,8 +178,17 @@ def fit(
         )
     if len(train) < 2 or len(validation) < processes:
         raise ValueError(f"training needs images to train on and to choose by, not {len(train)} and {len(validation)}")
+    for what, named, known in (("optimizer", optimizer, ("sgd", "adam")), ("keep", keep, ("best", "last"))):
+        if named not in known:
+            raise ValueError(f"{what} must be {' or '.join(known)}, not {named!r}")
+    if not any(learning_rate(epochs - 1 + i / 8) for i in range(8)):
+        raise ValueError(
+            f"the learning rate is 0 in all of epoch {epochs}, the last: is its schedule for fewer epochs?"
+        )
+    _check_outputs(classifier, train, validation)
     if execution not in ("auto", *EXECUTIONS):
         raise ValueError(f"execution must be auto or one of {', '.join(EXECUTIONS)}, not {execution!r}")
+    start = fingerprint(classifier)
     checkpoints = folder / "checkpoints"
     last = checkpoints / "last.ckpt"
     if execution == "auto" and last.exists():
@@ -195,6 +209,7 @@ def fit(
         seed=seed,
         execution=execution,
     )
+    loop.start = start
     loop.settings = {
         "phases": [[phase.epochs, phase.terms] for phase in phases],
         "learning rates": [learning_rate(epochs * i / 16) for i in range(16)],
@@ -214,7 +229,7 @@ def fit(
         ModelCheckpoint(checkpoints, filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
     ]
     if progress and is_main_process():
-        callbacks.append(_Bar(epochs))
+        callbacks.append(_Bar(epochs, folder))
     partial_phases = any(phase.terms for phase in phases)  # in which some weights get no gradient
     version = len([*folder.glob("logs/version_*")])
     place = home(classifier)
@@ -245,6 +260,12 @@ def fit(
         finally:
             if interrupt_handler is not None and threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, interrupt_handler)
+    if loop.start != start:
+        warnings.warn(
+            f"{folder} holds a training that began with other weights than this classifier's: that one went on, or was "
+            "read where it was finished; to train this one take another folder",
+            stacklevel=2,
+        )
     fitted = loop.finish()
     loop.to(place)  # Lightning leaves it on the CPU
     return fitted
@@ -260,6 +281,23 @@ def check_accelerator(name: str) -> None:
     """Raise `ValueError` where this machine has no such accelerator, as `fit` would."""
     with _quiet():
         _trainer(accelerator=name, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+
+
+def _check_outputs(classifier: nn.Module, train: Images, validation: Images) -> None:
+    """Refuse, before any step, images that the classifier cannot take, and labels that it has no output for."""
+    images, _ = train.batch(range(2))
+    try:
+        with evaluating(classifier):
+            logits = classifier(images.to(home(classifier)))
+    except RuntimeError as problem:
+        why = str(problem).splitlines()[0]
+        raise ValueError(f"the classifier cannot take images of shape {tuple(images.shape[1:])}: {why}") from problem
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"the classifier must give logits of shape (batch, classes), not {shape}")
+    highest = max(int(split.labels.max()) for split in (train, validation))
+    if highest >= logits.shape[1]:
+        raise ValueError(f"the classifier has {logits.shape[1]} outputs, but there are labels up to {highest}")
 
 
 def _trainer(**settings: Any) -> lightning.Trainer:
@@ -316,6 +354,7 @@ class _Loop(lightning.LightningModule):
         self.execution = execution
         self.measured: dict[Execution, float] = {}
         self.settings: dict[str, Any] = {}
+        self.start = ""
         self.best: dict[str, Any] = {}
         self.correct = 0
         self.loss = 0.0
@@ -419,6 +458,7 @@ class _Loop(lightning.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["settings"] = self.settings
+        checkpoint["start"] = self.start
         checkpoint["best"] = self.best
         checkpoint["seconds"] = self.seconds
 
@@ -428,6 +468,7 @@ class _Loop(lightning.LightningModule):
                 raise ValueError(
                     f"the checkpoint to resume from has another setting of {name}: choose another folder, or remove it"
                 )
+        self.start = checkpoint.get("start", self.start)
         self.best = checkpoint["best"]
         self.seconds = checkpoint["seconds"]
 
@@ -482,8 +523,9 @@ def _derive(seed: int, epoch: int) -> int:
 class _Bar(Callback):
     """One bar over the whole training, with the time left; in a log a line for each epoch."""
 
-    def __init__(self, epochs: int):
+    def __init__(self, epochs: int, folder: Path):
         self.epochs = epochs
+        self.folder = folder
         self.first, self.begun = 0, 0.0
         console = Console(stderr=True)
         self.bar = Progress(
@@ -498,6 +540,15 @@ class _Bar(Callback):
             console=console,
             disable=not console.is_terminal,
         )
+
+    def on_load_checkpoint(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        done = checkpoint["epoch"] + 1
+        said = (
+            f"goes on after epoch {done} of {self.epochs}" if done < self.epochs else "was finished: its result is read"
+        )
+        print(f"the training in {self.folder} {said}", file=sys.stderr)
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         total = self.epochs * int(trainer.num_training_batches)

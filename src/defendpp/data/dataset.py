@@ -77,7 +77,7 @@ def load(
             `<class>/<image>` or `{train,val,test}/<class>/<image>`; a parquet file or a folder of them in the layout of
             the Hugging Face hub; or the NIPS 2017 folder (`images.csv` and `images/`), all of it test images.
         root: the folder that holds, or gets, downloaded sets (default: a cache folder of the user); a relative path as
-            `name` is looked up in it if it is given. A named set may also lie there as a folder of parquet files.
+            `name` is looked up in it first if it is given. A named set may also lie there as a folder of parquet files.
         image_size: resize the short side to this many pixels and crop the centre; needed where images differ in size.
         seed: of the division into splits.
         download: fetch a named set that is not in root.
@@ -90,6 +90,8 @@ def load(
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size is {image_size}, expected at least 1.")
     path = Path(root or (cache_folder() if name in DOWNLOADED else ""), name).expanduser()
+    if name not in NAMES and not path.exists() and Path(name).expanduser().exists():
+        path = Path(name).expanduser()
     if name == "mnist-5k":
         parts, classes = embedded_digits(image_size)
     elif name in DOWNLOADED and not any(path.glob("*.parquet")):

@@ -3,6 +3,9 @@
 from defendpp.networks.modes import evaluating, home
 from defendpp.networks.named import Normalized, build, core
 from defendpp.networks.own import VGG16, BlockInfo, ResNet
-from defendpp.networks.weights import load_weights, save
+from defendpp.networks.weights import fingerprint, load_weights, save
 
-__all__ = ["VGG16", "BlockInfo", "Normalized", "ResNet", "build", "core", "evaluating", "home", "load_weights", "save"]
+__all__ = [
+    "VGG16", "BlockInfo", "Normalized", "ResNet", "build", "core", "evaluating", "fingerprint", "home", "load_weights",
+    "save",
+]  # fmt: skip

@@ -1,11 +1,13 @@
 """A classifier's weights as a safetensors file: the network alone, loadable without this package, never unpickled."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import nn
 
 from defendpp.files import write_whole
@@ -66,3 +68,15 @@ def load_weights(classifier: nn.Module, path: str | Path) -> dict[str, str]:
             raise ValueError(f"{path} does not fit this network: its {name} has the shape {found}, expected {wanted}.")
     network.load_state_dict(state)
     return dict(metadata)
+
+
+def fingerprint(classifier: nn.Module) -> str:
+    """Twelve hexadecimal digits that tell two networks apart: a hash of modules, weights and buffers.
+
+    What a module's `forward` computes is part of it only through the module's class and what it prints of itself.
+    """
+    digest = hashlib.sha256(repr(classifier).encode())
+    for name, tensor in [*classifier.named_parameters(), *classifier.named_buffers()]:
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
