@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
-from defendpp import findings, paper, robustness, schedule, study, study_report, tables
+from defendpp import findings, intervals, paper, robustness, schedule, study, study_report, tables
 from defendpp.findings import Question
 from defendpp.study import Measurement, Place, Subject, Training
 
@@ -54,10 +54,10 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
         f"{', '.join(robustness.OVER_SEEDS)}, at its other budgets {paper.ONE_SEED['mnist']}, everywhere else "
         f"{robustness.RECORD_SEED}. Attacks: seed 0.\n"
         "- **Images**: a cell with fewer than all test images has the same random subset as all others of so many, "
-        "which may be easier or harder than the rest: compare cells of one number of images only.\n"
+        f"which may be easier or harder than the rest; {_subset(place)}compare cells of one number of images only.\n"
         "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "
         "where that is wider. Differences are paired, image by image, and as on the study's page; none is corrected "
-        "for their number.\n"
+        "for their number. Verdicts go by intervals; p is McNemar's exact test, which may differ at the limit.\n"
         "- **Certified** accuracy is of another classifier: the same network, smoothed by noise (Cohen et al. 2019), "
         f"at {_listed(robustness.COPIES)} noisy copies an image, each image with failure probability 0.001. No attack "
         "whatever lowers it; it stands on the line “white-box” because the attacker may know all.\n"
@@ -78,6 +78,25 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
     for data in robustness.DATA:
         parts += _chosen(data, choice / f"{data}.json")
     return "\n\n".join([*parts, *_trainings(place)]) + "\n"
+
+
+def _subset(place: Place) -> str:
+    """How hard the images are that dear attacks are run on, by the cascade on all of them."""
+    table, main = "record-mnist", robustness.main("mnist")
+    found = findings.right(table, "noise + consistency", [f"Cascade, {main}"], "white-box", "cpu", place)[0]
+    if not found:
+        return ""
+    everything = next(iter(found.values()))
+    subset = findings.right(table, "noise + consistency", ["the same on 1,000 images"], "white-box", "cpu", place)[0]
+    if not subset:
+        return ""
+    whole, part = (intervals.accuracy(each.to_numpy()) for each in (everything, next(iter(subset.values()))))
+    ease = "easier" if part.value > whole.value else "harder"
+    return (
+        f"on MNIST the {part.n:,} are {ease}, and absolute figures on them too "
+        f"{'high' if ease == 'easier' else 'low'}: under the cascade at {main} “noise + consistency” keeps "
+        f"{100 * part.value:.1f} % of them and {100 * whole.value:.1f} % of all {whole.n:,}; "
+    )
 
 
 def _listed(by_data: dict[str, int]) -> str:
@@ -109,7 +128,7 @@ def questions(data: str) -> list[Question]:
         ),
         ask("What does consistency add to noise?", ("noise + consistency", "noise")),
         ask("And to noise that trained as long?", ("noise + consistency", "noise, twice as long")),
-        ask("What does the decoder add to noise?", ("noise + decoder", "noise")),
+        ask("What does the decoder add to noise that resists?", ("noise + decoder", "noise")),
         ask("What do multi-scale targets add to the decoder?", ("noise + decoder", "noise + decoder, full scale only")),
         ask("What do the H modules add?", ("noise + decoder", "noise + decoder without H modules")),
         ask("What does the decoder add to consistency?", ("noise + consistency + decoder", "noise + consistency")),

@@ -49,11 +49,13 @@ def page(place: Place = PLACE) -> str:
         "released scripts, and Adv. FGSM on a fixed set was trained on its images.\n"
         f"- **Training seeds** {seeds} for ResNet-18 on MNIST ({_own_seeds()}); {paper.ONE_SEED['mnist']} for VGG16, "
         "ResNet-50 and what is shown across networks on MNIST; elsewhere 1. Attacks: seed 0. The weights of the first "
-        "seed were not kept, so that what was not measured of it by then is of the others.\n"
+        "seed were lost half-way: what had not been measured of it by then is measured of the other seeds only.\n"
         "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "
         "where that is wider. Differences are paired, image by image: Newcombe's interval for one seed, over several "
         "seeds Student's, or Newcombe's where that is wider. None is corrected for their number: of twenty that hold "
-        "nothing, one excludes 0.\n"
+        "nothing, one excludes 0. Verdicts go by intervals; p is McNemar's exact test, which may differ at the limit. "
+        "“Farther” and “less far” in L2: the interval of the median of the paired differences excludes 0, on the same "
+        "side in every training seed.\n"
         "- **White-box** is FGSM, BIM, PGD (cross-entropy, one start), C&W and DDN, as in the paper: upper bounds of "
         "robust accuracy; tables 2 and 3 have the cascade beside them, which ends in random search. C&W has the "
         "paper's 5 times 20 steps and does not converge in them: where it needs more than DDN, or leaves images "
@@ -64,7 +66,7 @@ def page(place: Place = PLACE) -> str:
         "source the last, because by that rule it would be the first, which is the source still. Test images were "
         "never used.\n"
         "- **Budgets**: the paper gives them for FGSM (0.2 on MNIST, 0.05 on CIFAR-10, 0.01 on ImageNet); BIM and PGD "
-        "get the same, 100 steps of a tenth.",
+        "get the same, in 100 steps, each of a tenth of the budget.",
         _recipes(),
         f"{len(measured):,} of {len(wanted):,} measurements and {len(trained)} networks are there; they took "
         f"{spoken(spent)} of one to two processor cores.",

@@ -89,8 +89,15 @@ QUESTIONS = (
         columns=("FGSM", "BIM"),
         beside=FARTHER,
     ),
-    Question("What does the decoder add to noise?", "table2", (("ours + GN", "noise alone"),), beside=FARTHER),
-    Question("What does noise add to the decoder?", "table2", (("ours + GN", "ours"),), beside=FARTHER),
+    Question(
+        "What does the decoder add to noise as weak as the paper's?",
+        "table2",
+        (("ours + GN", "noise alone"),),
+        beside=FARTHER,
+    ),
+    Question(
+        "What does noise as weak as the paper's add to the decoder?", "table2", (("ours + GN", "ours"),), beside=FARTHER
+    ),
     Question(
         "White-box, is Defend++ harder to fool than an undefended network?",
         "table2",
@@ -260,8 +267,8 @@ def _verdict(judged: Mapping[str, Contrast | None], shifts: Sequence[intervals.S
         told = "neither withstands"
         if shifts:
             ways = {1 if each.low > 0 else -1 if each.high < 0 else 0 for each in shifts}
-            told += ", and an attack in L2 must go "
-            told += "farther" if ways == {1} else "less far" if ways == {-1} else "about as far"
+            way = "farther" if ways == {1} else "less far" if ways == {-1} else "neither clearly farther nor less far"
+            told += f", and an attack in L2 must go {way}"
     else:
         if any(kept.values()):
             parts = [_under(word, kept, sign, len(judged)) for word, sign in SIGNS.items() if sign in kept.values()]
@@ -394,10 +401,11 @@ def claims(scale: Scale, place: Place) -> list[str]:
                     for each in (to_clean < to_attacked, to_clean < distance)
                 ]
                 lines.append(
-                    f"R < 1 for {shares[0]} of n = {shares[0].n:,} FGSM images, {protocol} (the paper: always); nearer "
-                    f"to the clean image than the attacked one was: {shares[1]}. So is, without any network, the "
-                    f"attacked image with its pixels below 0.5 set to 0: {shares[2]} and {shares[3]}. The classifier "
-                    "never sees what is rebuilt."
+                    f"R, the distance of the rebuilt image to the clean one over that to the attacked one, is below 1 "
+                    f"for {shares[0]} of n = {shares[0].n:,} FGSM images, {protocol} (the paper: always), and the "
+                    f"rebuilt image is nearer to the clean one than the attacked one was for {shares[1]}. Without any "
+                    "network, the attacked image with its pixels below 0.5 set to 0 does both as well, for "
+                    f"{shares[2]} and {shares[3]}. The classifier never sees what is rebuilt."
                 )
     return lines
 

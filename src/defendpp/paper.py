@@ -265,7 +265,7 @@ FIGURE6_EPSILONS = tuple(round(0.1 * i, 1) for i in range(1, 11))
 REMARKS = {
     "source": "attacked for the paper's protocol; the pretrained network of table 4 is left as published",
     "ours + GN": "noise of variance 0.01 on the input, clipped, after the released CIFAR-10 script; ComDefend, which "
-    "the paper refers to, has it on the code",
+    "the paper refers to, adds noise to its code and not to the image",
     "adv-fgsm": "online, half of each batch's loss on clean images (Goodfellow et al. 2015)",
     "adv-fgsm-fixed": "as released: clean images and FGSM images made once on the source, in one set",
     "adv-ddn": "from the source's weights, max-norm 2.4 or 1 (Rony et al. 2019), who take 100 steps",
