@@ -26,6 +26,7 @@ NETWORKS = {
     "mnist-undefended-3": Subject("source", "mnist", "resnet18", paper.SOURCE_SEEDS[3], "cpu"),
     "mnist-defend": Subject("ours", "mnist", "resnet18", paper.ONE_SEED["mnist"], "cpu"),
     "cifar10-undefended": Subject("source", "cifar10", "resnet18", SOURCE_SEED["cifar10"], "cpu"),
+    "cifar10-undefended-2": Subject("none", "cifar10", "resnet18", paper.ONE_SEED["cifar10"], "cpu"),
 }
 IS = {
     "steady": "that resists an attacker who knows its weights, trained on clean images only, without a decoder and "
