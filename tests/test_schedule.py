@@ -195,3 +195,18 @@ def test_local_workers_share_out_the_cards(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
     assert schedule.share_of_a_card(device, workers) == share
+
+
+def test_estimates_go_by_results_of_every_kind_but_not_by_all(tmp_path: Path) -> None:
+    place = Place(tmp_path / "results", tmp_path / "work")
+    jobs = plan(["table2"], "cpu")
+    assert schedule.samples(jobs, place) == []
+    trained = next(job for job in jobs if isinstance(job, Training))
+    measured = [job for job in jobs if isinstance(job, Measurement) and job.is_white_box and job.attack][:30]
+    every: list[Job] = [trained, *measured]
+    for job in every:
+        job.file(place).parent.mkdir(parents=True, exist_ok=True)
+        job.file(place).touch()  # of the training no weights
+    taken = schedule.samples(jobs, place, of_each=3)
+    assert trained in taken
+    assert 3 <= len(taken) - 1 < len(measured)

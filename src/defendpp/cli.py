@@ -495,7 +495,7 @@ def _print_whole(table: "RenderableType") -> None:
     Console(width=width).print(table)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run a command; every foreseeable trouble ends in one sentence and an exit code that is not 0."""
     commands: dict[str, Callable[..., None]] = {
         "quickstart": quickstart,
@@ -507,7 +507,7 @@ def main(arguments: list[str] | None = None) -> None:
         "certify": certify,
         "reproduce": reproduce,
     }
-    if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+    if (sys.argv[1:] if argv is None else argv) == ["--version"]:
         print(f"defendpp {version('defendpp')}")
         return
     try:
@@ -515,7 +515,7 @@ def main(arguments: list[str] | None = None) -> None:
             commands,
             prog="defendpp",
             description="Harden an image classifier on clean images, and measure honestly what that bought.",
-            args=arguments,
+            args=argv,
         )
     except KeyboardInterrupt:
         print("defendpp: interrupted; the same command goes on where it was", file=sys.stderr)

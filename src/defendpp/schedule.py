@@ -73,13 +73,13 @@ def run(
     the end says how many failed and why the first did.
     """
     waiting = {job.key: job for job in left}
-    known = [*finished]
+    done: list[Job] = []
     first: list[str] = []
 
     def told(job: Job, problem: BaseException | None) -> None:
         del waiting[job.key]
         if problem is None:
-            known.append(job)
+            done.append(job)
             outcome = "done"
         else:
             expected = isinstance(problem, ValueError | OSError | RuntimeError)
@@ -92,7 +92,7 @@ def run(
         print(f"begun: {job}", flush=True)
 
     def remaining() -> str:
-        return spoken(seconds_left([*waiting.values()], known[-300:], do.place) / side_by_side(workers))
+        return spoken(seconds_left([*waiting.values()], [*finished, *done[-200:]], do.place) / side_by_side(workers))
 
     print(f"{len(left)} of {len(jobs)} jobs to do: about {remaining()}", flush=True)
     if workers == 1 and address is None:
@@ -197,14 +197,14 @@ def seconds_left(left: Sequence[Job], done: Sequence[Job], place: Place) -> floa
 
 
 def samples(jobs: Sequence[Job], place: Place, of_each: int = 20) -> list[Job]:
-    """Jobs that are done, so many of each kind, data, network and defence: by what they took, `seconds_left` estimates.
+    """Jobs whose results are there, so many of each kind, data, network and defence, by whose time to estimate others'.
 
-    Not all, since each has to be read.
+    Not all, since each has to be read. A training counts without its weights, which may be elsewhere.
     """
     found: dict[tuple[str, ...], list[Job]] = defaultdict(list)
     for job in jobs:
         alike = found[_likeness(job)[0]]
-        if len(alike) < of_each and job.is_done(place):
+        if len(alike) < of_each and job.file(place).exists():
             alike.append(job)
     return [job for alike in found.values() for job in alike]
 
