@@ -120,7 +120,7 @@ def test_attacks_that_others_report_and_those_that_use_the_decoder(
         (["--attacks", "pixel-flips"], "pixel-flips has an L2 budget"),
         (["--norm", "l2", "--attacks", "minimal-pgd"], "minimal-pgd is for L∞"),
         (["--epsilons", "0.2", "--attacks", "ddn", "minimal-pgd"], "ddn looks for the smallest distance"),
-        (["--attacks", "adaptive-bottleneck", "--epsilons", "8"], "at most 1, not 8: 8/255?"),
+        (["--attacks", "cascade", "--epsilons", "8"], "at most 1, not 8: 8/255?"),
         (["--images", "0"], "images must be at least 1, not 0"),
         (["--data", "mnist-5k"], "test images of one may be training images of the other"),
     ):

@@ -12,6 +12,7 @@ import pandas as pd
 from defendpp import intervals
 from defendpp import records as rec
 
+CHECKS = "checks, which attack with PGD whatever was chosen here"
 TELLING = 0.05
 """Share of its distance by which a minimal-norm attack may miss the nearest image that another found."""
 
@@ -26,13 +27,10 @@ def in_checks(checks: Mapping[str, Sequence[Mapping[str, str]]]) -> list[str]:
         failed, open_ = ([each for each in found if each["verdict"] == verdict] for verdict in ("failed", "not judged"))
         if failed:
             reasons = "; ".join(f"“{each['name']}”: {each['detail']}" for each in failed)
-            said.append(f"Doubt: on “{network}” {len(failed)} of {len(found)} checks fail: {reasons}.")
+            said.append(f"Doubt: on “{network}” {len(failed)} of {len(found)} {CHECKS}, fail: {reasons}.")
         else:
             rest = "; ".join(f"“{each['name']}” was not judged: {each['detail']}" for each in open_)
-            said.append(
-                f"“{network}” fails none of {len(found)} checks, which attack with PGD whatever was chosen here"
-                f"{rest and '; ' + rest}."
-            )
+            said.append(f"“{network}” fails none of {len(found)} {CHECKS}{rest and '; ' + rest}.")
     return said
 
 
