@@ -27,6 +27,7 @@ NETWORKS = {
     "mnist-defend": Subject("ours", "mnist", "resnet18", paper.ONE_SEED["mnist"], "cpu"),
     "cifar10-undefended": Subject("source", "cifar10", "resnet18", SOURCE_SEED["cifar10"], "cpu"),
     "cifar10-undefended-2": Subject("none", "cifar10", "resnet18", paper.ONE_SEED["cifar10"], "cpu"),
+    "cifar10-defend": Subject("ours", "cifar10", "resnet18", paper.ONE_SEED["cifar10"], "cpu"),
 }
 IS = {
     "steady": "that resists an attacker who knows its weights, trained on clean images only, without a decoder and "
