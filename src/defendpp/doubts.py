@@ -130,11 +130,8 @@ def _is_weak(attack: str, settings: str) -> bool:
 
 def _failed_of_any_size(records: pd.DataFrame) -> list[str]:
     """Minimal-norm attacks that found nothing on the network itself, although they may go as far as they like."""
-    runs = records[(records["knowledge"] == "white-box") & records["epsilon"].isna()]
     found = []
-    for (network, attack), rows in runs[runs["clean_prediction"] == runs["label"]].groupby(
-        ["network", "attack"], sort=False
-    ):
+    for (network, attack), rows in _of_any_size(records).groupby(["network", "attack"], sort=False):
         failed = int((~rows["success"]).sum())
         if failed > max(1, 0.02 * len(rows)):
             found.append(
@@ -146,9 +143,8 @@ def _failed_of_any_size(records: pd.DataFrame) -> list[str]:
 
 def _farther_than_needed(records: pd.DataFrame) -> list[str]:
     """Minimal-norm attacks that another one undercuts, by more than `TELLING`, on the same images of a network."""
-    runs = records[(records["knowledge"] == "white-box") & records["epsilon"].isna()]
     found = []
-    for (network, norm), rows in runs.groupby(["network", "norm"], sort=False):
+    for (network, norm), rows in _of_any_size(records).groupby(["network", "norm"], sort=False):
         distances = {str(attack): _distances(each) for attack, each in rows.groupby("attack", sort=False)}
         for attack, own in distances.items():
             shifts = {}
@@ -169,9 +165,14 @@ def _farther_than_needed(records: pd.DataFrame) -> list[str]:
 
 
 def _distances(rows: pd.DataFrame) -> "pd.Series[float]":
-    """By image, of those that are right when clean."""
-    kept = rows[rows["clean_prediction"] == rows["label"]]
-    return pd.Series(rec.reach(kept), index=kept["image"]).groupby(level=0).min()  # of several ways past a purifier
+    """By image, the least of several ways past a purifier."""
+    return pd.Series(rec.reach(rows), index=rows["image"]).groupby(level=0).min()
+
+
+def _of_any_size(records: pd.DataFrame) -> pd.DataFrame:
+    """What white-box minimal-norm attacks did on images that are right when clean."""
+    is_minimal = (records["knowledge"] == "white-box") & records["epsilon"].isna()
+    return records[is_minimal & (records["clean_prediction"] == records["label"])]
 
 
 def _right(run: pd.DataFrame) -> "pd.Series[bool]":

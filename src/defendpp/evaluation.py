@@ -435,13 +435,14 @@ def evaluate_runs(
                 f"{run.name!r} is of scale {run.recipe.scale}, but {runs[0].name!r} of {runs[0].recipe.scale}"
             )
     networks = [network(run.name, run.classifier) for run in runs]
+    made_on = network(source.name, source.classifier) if source else None
     files = measure(
         networks,
         chosen,
         split,
         folder,
         data=data,
-        source=network(source.name, source.classifier) if source else None,
+        source=made_on,
         transferred=transferred,
         sets=sets,
         scale=runs[0].recipe.scale,
@@ -468,7 +469,7 @@ def evaluate_runs(
         "notes": {"Versions": f"defendpp {version('defendpp')}, torch {torch.__version__}"},
     }
     if checked_on:
-        others = [*([network(source.name, source.classifier)] if source else []), *networks]
+        others = [*([made_on] if made_on else []), *networks]
         budget = next(((each.norm, each.epsilon) for each in chosen if each.epsilon), None)
         about["checks"] = {
             each.name: _checked(each, others, budget, split.take(min(checked_on, len(split))), folder, seed, progress)

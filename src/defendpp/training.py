@@ -148,8 +148,8 @@ def fit(
     keep: the epoch, the "last" or the "best", which has the highest accuracy on the clean validation images, among
     equals the lowest cross-entropy. `folder` receives `checkpoints/last.ckpt` after each epoch, from which a second
     call with the same settings resumes (or, after the last epoch, reads the result; it warns where the classifier's
-    starting weights were others), and logs for TensorBoard and as
-    CSV, one version a start. Both modules end in eval mode; the global random state is left as found.
+    starting weights were others), and logs for TensorBoard and as CSV, one version a start. Both modules end in eval
+    mode; the global random state is left as found.
 
     optimizer: SGD with `momentum`, or Adam with its usual betas. execution: how steps are computed; "auto" measures
     which way is the fastest here, says so, and keeps to it when it resumes. devices, nodes: with more than one, each
@@ -185,10 +185,9 @@ def fit(
         raise ValueError(
             f"the learning rate is 0 in all of epoch {epochs}, the last: is its schedule for fewer epochs?"
         )
-    _check_outputs(classifier, train, validation)
     if execution not in ("auto", *EXECUTIONS):
         raise ValueError(f"execution must be auto or one of {', '.join(EXECUTIONS)}, not {execution!r}")
-    start = fingerprint(classifier)
+    _check_outputs(classifier, train, validation)
     checkpoints = folder / "checkpoints"
     last = checkpoints / "last.ckpt"
     if execution == "auto" and last.exists():
@@ -209,7 +208,7 @@ def fit(
         seed=seed,
         execution=execution,
     )
-    loop.start = start
+    start = loop.start
     loop.settings = {
         "phases": [[phase.epochs, phase.terms] for phase in phases],
         "learning rates": [learning_rate(epochs * i / 16) for i in range(16)],
@@ -354,7 +353,7 @@ class _Loop(lightning.LightningModule):
         self.execution = execution
         self.measured: dict[Execution, float] = {}
         self.settings: dict[str, Any] = {}
-        self.start = ""
+        self.start = fingerprint(classifier)
         self.best: dict[str, Any] = {}
         self.correct = 0
         self.loss = 0.0
