@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
-from defendpp import findings, intervals, paper, robustness, schedule, study, study_report, tables
+from defendpp import findings, paper, robustness, schedule, study, study_report, tables
 from defendpp.findings import Question
 from defendpp.study import Measurement, Place, Subject, Training
 
@@ -82,19 +82,16 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
 
 def _subset(place: Place) -> str:
     """How hard the images are that dear attacks are run on, by the cascade on all of them."""
-    table, main = "record-mnist", robustness.main("mnist")
-    found = findings.right(table, "noise + consistency", [f"Cascade, {main}"], "white-box", "cpu", place)[0]
-    if not found:
+    main = robustness.main("mnist")
+    compared = (f"Cascade, {main}", "the same on 1,000 images")
+    ease = findings.on_part("record-mnist", "noise + consistency", *compared, "cpu", place)
+    if ease is None:
         return ""
-    everything = next(iter(found.values()))
-    subset = findings.right(table, "noise + consistency", ["the same on 1,000 images"], "white-box", "cpu", place)[0]
-    if not subset:
-        return ""
-    whole, part = (intervals.accuracy(each.to_numpy()) for each in (everything, next(iter(subset.values()))))
-    ease = "easier" if part.value > whole.value else "harder"
+    whole, part = ease
+    level = "high" if part.value > whole.value else "low"
     return (
-        f"on MNIST the {part.n:,} are {ease}, and absolute figures on them too "
-        f"{'high' if ease == 'easier' else 'low'}: under the cascade at {main} “noise + consistency” keeps "
+        f"on MNIST the {part.n:,} are {'easier' if level == 'high' else 'harder'}, and absolute figures on them too "
+        f"{level}: under the cascade at {main} “noise + consistency” keeps "
         f"{100 * part.value:.1f} % of them and {100 * whole.value:.1f} % of all {whole.n:,}; "
     )
 

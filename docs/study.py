@@ -5,7 +5,7 @@ python docs/study.py
 
 from pathlib import Path
 
-from defendpp import findings, intervals, paper, schedule, study, study_report, tables
+from defendpp import findings, paper, schedule, study, study_report, tables
 from defendpp.progress import spoken
 from defendpp.study import Measurement, Place, Training
 
@@ -114,13 +114,10 @@ def page(place: Place = PLACE) -> str:
 
 def _subset(place: Place) -> str:
     """How hard the images are that dear attacks are run on, by a cheap one that was run on all."""
-    everything, few = (
-        findings.right("table2", findings.OTHER, [column], "white-box", "cpu", place)[0].get(1)
-        for column in ("FGSM", "BIM")
-    )
-    if everything is None or few is None:
+    ease = findings.on_part("table2", findings.OTHER, "FGSM", "BIM", "cpu", place)
+    if ease is None:
         return ""
-    whole, part = (intervals.accuracy(each.to_numpy()) for each in (everything, everything[few.index]))
+    whole, part = ease
     return (
         f"under white-box FGSM “{findings.OTHER}” keeps {100 * whole.value:.1f} % of all {whole.n:,} of MNIST and "
         f"{100 * part.value:.1f} % of these {part.n:,}; "

@@ -8,7 +8,7 @@ import torch
 from examples import small_network
 from torch import nn
 
-from defendpp import checks, evaluation, threats
+from defendpp import checks, evaluation, run_evaluation, threats
 from defendpp.adaptive import against_decoder
 from defendpp.adversarial_sets import Network, adversarial_set, network, piece_size, predictions, set_folder
 from defendpp.attacks import Prepared
@@ -18,15 +18,14 @@ from defendpp.evaluation import (
     attacked_records,
     certified_records,
     evaluate,
-    evaluate_runs,
     make_sets,
-    pictures,
 )
 from defendpp.files import write_arrays
 from defendpp.objective import defend
 from defendpp.purifier import Binarise, Purified
 from defendpp.recipe import Recipe
 from defendpp.records import join
+from defendpp.run_evaluation import evaluate_runs, pictures
 from defendpp.runs import train
 
 EVERY = [threats.fgsm(0.1), threats.bim(0.1, steps=3), threats.pgd(0.1, steps=3), threats.ddn(steps=5)]
@@ -230,10 +229,10 @@ def test_other_images_are_another_set_and_other_records(data: Data, tmp_path: Pa
 def test_pictures_are_made_again_only_for_another_attack_or_other_images(data: Data, tmp_path: Path) -> None:
     target, attack, path = network("x", small_network()), threats.bim(0.1, steps=2), tmp_path / "x.npz"
     write_arrays(path, pictures(target, None, attack, data.test))
-    assert evaluation._is_shown(path, target, attack, data.test)
-    assert not evaluation._is_shown(path, target, threats.bim(0.1, steps=3), data.test)
+    assert run_evaluation._is_shown(path, target, attack, data.test)
+    assert not run_evaluation._is_shown(path, target, threats.bim(0.1, steps=3), data.test)
     for other in (data.test.take(4), data.train):
-        assert not evaluation._is_shown(path, target, attack, other)
+        assert not run_evaluation._is_shown(path, target, attack, other)
 
 
 def test_weights_that_are_moved_can_be_attacked_afterwards() -> None:

@@ -213,7 +213,7 @@ def evaluate(
         devices: Devices on each node; the images are shared out among all, and the records do not depend on it.
         nodes: Machines with one file system; start the same command on each, as Lightning's cluster environments say.
     """
-    from defendpp import adversarial_sets, evaluation
+    from defendpp import adversarial_sets, evaluation, run_evaluation
     from defendpp.runs import load_run
 
     arguments.no_file(output)
@@ -252,7 +252,7 @@ def evaluate(
             return
     earlier = _about(output).get("records", [])
     with bar() as progress:
-        evaluation.evaluate_runs(
+        run_evaluation.evaluate_runs(
             trained, chosen, split, output, data=about, source=origin, sets=sets,
             shown=(main or chosen)[-1], seed=seed, device=arguments.device(device), progress=progress,
         )  # fmt: skip

@@ -156,6 +156,18 @@ def right(
     return joined, min(planned)
 
 
+def on_part(
+    table: str, row: str, everything: str, part: str, scale: Scale, place: Place
+) -> tuple[intervals.Accuracy, intervals.Accuracy] | None:
+    """How hard the images of column `part` are: white-box accuracy under the attack of column `everything`, on all
+    images and on those of `part` alone. Of the first training seed that has both; None where none has."""
+    (whole, _), (few, _) = (right(table, row, [each], "white-box", scale, place) for each in (everything, part))
+    for seed in sorted(set(whole) & set(few)):
+        images = whole[seed]
+        return intervals.accuracy(images.to_numpy()), intervals.accuracy(images[few[seed].index].to_numpy())
+    return None
+
+
 def _measurements(
     table: str, row: str, column: str, protocol: Protocol, scale: Scale
 ) -> tuple[list[list[Measurement]], float | None]:

@@ -7,9 +7,9 @@ import pandas as pd
 
 from defendpp import threats
 from defendpp.data import load
-from defendpp.evaluation import evaluate_runs
 from defendpp.progress import Progress
 from defendpp.recipe import Recipe
+from defendpp.run_evaluation import evaluate_runs
 from defendpp.runs import Run, load_run, train
 
 UNDEFENDED = Recipe(
