@@ -206,6 +206,10 @@ def test_a_schedule_for_fewer_epochs_is_refused(data: Data, tmp_path: Path) -> N
 def test_what_the_classifier_cannot_take_is_told_before_any_step(data: Data, tmp_path: Path) -> None:
     wrong: list[tuple[nn.Module, str]] = [
         (nn.Sequential(nn.Flatten(), nn.Linear(784, 3)), "the classifier has 3 outputs, but there are labels up to 3"),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.Softmax(1)),
+            "the classifier must give logits, not probabilities: its outputs lie in",
+        ),
         (nn.Conv2d(2, 4, 3), "the classifier cannot take images of shape"),
         (nn.Conv2d(1, 4, 3), r"logits of shape \(batch, classes\), not \(2, 4, 26, 26\)"),
     ]

@@ -221,8 +221,8 @@ def evaluate(
     (by default `folder`/sets), which several evaluations may share; what is there already is not done again. Returns
     the records of this evaluation, whatever else lies in the folder.
 
-    Raises `ValueError` before any work where there is nothing to measure, something is there twice, or the source is
-    the only network: its "transfer" would be white-box.
+    Raises, before any work, `TypeError` for what is no split, and `ValueError` where there is nothing to measure,
+    something is there twice, or the source is the only network: its "transfer" would be white-box.
     """
     return records.read(
         measure(
@@ -375,6 +375,8 @@ def _check_jobs(
     split_name: str,
     source: Network | None,
 ) -> None:
+    if not isinstance(split, Images):
+        raise TypeError(f"evaluate takes a split, as dp.from_tensors(images, labels).test, not {type(split).__name__}")
     if len(split) == 0:
         raise ValueError(f"there are no {split_name} images in {data} to measure on")
     everyone = [*networks, *([source] if source and source.id not in {each.id for each in networks} else [])]
