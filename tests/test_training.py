@@ -208,7 +208,7 @@ def test_what_the_classifier_cannot_take_is_told_before_any_step(data: Data, tmp
         (nn.Sequential(nn.Flatten(), nn.Linear(784, 3)), "the classifier has 3 outputs, but there are labels up to 3"),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(784, 4), nn.Softmax(1)),
-            "the classifier must give logits, not probabilities: its outputs are in",
+            "the classifier must give logits, not probabilities",
         ),
         (nn.Conv2d(2, 4, 3), "the classifier cannot take images of shape"),
         (nn.Conv2d(1, 4, 3), r"logits of shape \(batch, classes\), not \(2, 4, 26, 26\)"),

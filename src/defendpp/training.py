@@ -295,7 +295,7 @@ def _check_outputs(classifier: nn.Module, train: Images, validation: Images) -> 
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the classifier must give logits of shape (batch, classes), not {shape}")
     if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(()).to(logits), atol=1e-4):
-        raise ValueError("the classifier must give logits, not probabilities: its outputs are in [0, 1] and add up to 1")
+        raise ValueError("the classifier must give logits, not probabilities, in [0, 1] and adding up to 1")
     highest = max(int(split.labels.max()) for split in (train, validation))
     if highest >= logits.shape[1]:
         raise ValueError(f"the classifier has {logits.shape[1]} outputs, but there are labels up to {highest}")
