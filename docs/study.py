@@ -96,7 +96,14 @@ def page(place: Place = PLACE) -> str:
                 + "\n".join(f"- {line}" for line in failed)
             )
     parts.append("### Does the order of the attacks in the paper fit transfer or white-box?")
-    parts.append("\n".join(f"- {line}" for line in findings.orders("cpu", place)))
+    for name in ("table2", "table3", "table4"):
+        found = findings.orders(name, "cpu", place)
+        if len(found) > 1:
+            parts += [f"{paper.TABLES[name].title}:", "\n".join(f"- {line}" for line in found)]
+    parts.append(
+        "C&W does not converge in the paper's 100 steps: it moves images farther past the boundary of their source "
+        "than DDN does, and so across the boundaries of more other networks."
+    )
     claimed = findings.claims("cpu", place)
     if claimed:
         parts += ["### Budget and removal (section 4.5)", "\n".join(f"- {line}" for line in claimed)]

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
+from statistics import mean
 from typing import get_args
 
 import numpy as np
@@ -67,7 +68,30 @@ QUESTIONS = (
         ),
         columns=("FGSM 0.3", "BIM 0.3", "FGSM, 8 bits", "BIM, 8 bits"),
     ),
-    Question("And on CIFAR-10?", "table3", (("ours", OTHER),), columns=("FGSM", "BIM"), beside=FARTHER),
+    Question(
+        "And on CIFAR-10?",
+        "table3",
+        (("ours", OTHER), ("ours + GN", "noise alone")),
+        columns=("FGSM", "BIM"),
+        beside=FARTHER,
+    ),
+    Question(
+        "And on ImageNet, where all are fine-tuned from the network that the images were made on?",
+        "table4",
+        (("ours", "No defense, fine-tuned"),),
+        columns=("FGSM", "BIM"),
+        beside=FARTHER,
+    ),
+    *(
+        Question(
+            f"And with other networks on {data}?",
+            table,
+            tuple((f"ours ({network})", f"{OTHER} ({network})") for network in ("VGG16", "ResNet-50")),
+            columns=("FGSM", "BIM"),
+            beside=FARTHER,
+        )
+        for table, data in (("table5", "MNIST"), ("table6", "CIFAR-10"))
+    ),
     Question(
         "Does the multi-scale low-pass objective matter?",
         "table1",
@@ -99,11 +123,29 @@ QUESTIONS = (
         "What does noise as weak as the paper's add to the decoder?", "table2", (("ours + GN", "ours"),), beside=FARTHER
     ),
     Question(
-        "White-box, is Defend++ harder to fool than an undefended network?",
+        "White-box, is Defend++ harder to fool than an undefended network? (MNIST)",
         "table2",
         (("ours", OTHER), ("ours, alternating", OTHER), ("ours + GN", OTHER), ("ours + GN", "noise alone")),
         "white-box",
         ("FGSM", "BIM", "PGD", "Cascade"),
+        together=True,
+        nearest=FARTHER,
+    ),
+    Question(
+        "The same on CIFAR-10",
+        "table3",
+        (("ours", OTHER), ("ours + GN", OTHER), ("ours + GN", "noise alone")),
+        "white-box",
+        ("FGSM", "BIM", "Cascade"),
+        together=True,
+        nearest=FARTHER,
+    ),
+    Question(
+        "The same on ImageNet",
+        "table4",
+        (("ours", "No defense, fine-tuned"),),
+        "white-box",
+        ("FGSM", "BIM"),
         together=True,
         nearest=FARTHER,
     ),
@@ -435,20 +477,41 @@ def _half(role: str, protocol: str, scale: Scale, place: Place) -> float | None:
     return None
 
 
-def orders(scale: Scale, place: Place) -> list[str]:
-    """Whether the paper's order of the attacks on its own defence is that of transfer or of white-box accuracy."""
-    names = ("FGSM", "BIM", "C&W", "DDN")
-    row = next(row for row in TABLES["table2"].rows if row.name == "ours")
-    reported = {name: row.published[name] for name in names}
+def orders(name: str, scale: Scale, place: Place) -> list[str]:
+    """Whether the paper's order of the attacks on its own defence, in a table with the row "ours", is that of transfer
+    or of white-box accuracy; and how near clean accuracy it stays under images that cross the source's boundary."""
+    attacks = ("FGSM", "BIM", "C&W", "DDN")
+    row = next(row for row in TABLES[name].rows if row.name == "ours")
+    reported = {attack: row.published[attack] for attack in attacks}
     lines = ["Reported, from the strongest attack: " + _order(reported) + "."]
-    for protocol in ("transfer", "white-box"):
-        found = {name: right("table2", "ours", [name], protocol, scale, place)[0] for name in names}
-        both = [seed for seed in found[names[0]] if all(seed in each for each in found.values())]
+    for protocol in PROTOCOLS:
+        found = {attack: right(name, "ours", [attack], protocol, scale, place)[0] for attack in attacks}
+        both = [seed for seed in found["FGSM"] if all(seed in each for each in found.values())]
         if both:
             images = pd.concat([each[both[0]] for each in found.values()], axis=1, join="inner").index
-            means = {name: 100 * float(np.mean([found[name][seed][images].mean() for seed in both])) for name in names}
+            means = {
+                attack: 100 * float(np.mean([by_seed[seed][images].mean() for seed in both]))
+                for attack, by_seed in found.items()
+            }
             lines.append(f"Measured, {protocol}: {_order(means)} (n = {len(images):,}).")
-    return lines
+    return lines + _crossings(name, scale, place)
+
+
+def _crossings(name: str, scale: Scale, place: Place) -> list[str]:
+    """How near clean accuracy "ours" stays under transferred minimal-norm attacks, and how far their images lie."""
+    clean, _ = right(name, "ours", ["Clean"], "transfer", scale, place)
+    told = []
+    for attack in FARTHER:
+        groups, _ = _measurements(name, "ours", attack, "transfer", scale)
+        frames = {group[0].target.seed: tables.outcomes(group, place) for group in groups}
+        shown = {seed: pd.concat(each) for seed, each in frames.items() if each is not None and seed in clean}
+        if shown:
+            kept = mean(100 * float(each["correct"].mean()) for each in shown.values())
+            unharmed = mean(100 * float(clean[seed][each.index].mean()) for seed, each in shown.items())
+            moved = pd.concat([each["l2"] for each in shown.values()])
+            far = f"moved by {moved[moved > 0].median():.2f} (median L2)"
+            told.append(f"{kept:.1f} % instead of {unharmed:.1f} % under {attack}, whose images are {far}")
+    return [f"Images across the source's boundary leave “ours” {', and '.join(told)}."] if told else []
 
 
 def _order(accuracies: dict[str, float]) -> str:
