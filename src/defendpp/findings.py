@@ -4,7 +4,7 @@ Two rows of a table are compared image by image within each training seed, and t
 measured yet is left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
@@ -56,7 +56,7 @@ QUESTIONS = (
             ("ours, fine-tuned", "No defense, fine-tuned"),
             ("ours, fine-tuned", OTHER),
         ),
-        beside=FARTHER,
+        beside=(*FARTHER, "Clean"),
     ),
     Question(
         "The same where the paper leaves something open (MNIST)",
@@ -73,14 +73,14 @@ QUESTIONS = (
         "table3",
         (("ours", OTHER), ("ours + GN", "noise alone")),
         columns=("FGSM", "BIM"),
-        beside=FARTHER,
+        beside=(*FARTHER, "Clean"),
     ),
     Question(
         "And on ImageNet, where all are fine-tuned from the network that the images were made on?",
         "table4",
         (("ours", "No defense, fine-tuned"),),
         columns=("FGSM", "BIM"),
-        beside=FARTHER,
+        beside=(*FARTHER, "Clean"),
     ),
     *(
         Question(
@@ -112,6 +112,12 @@ QUESTIONS = (
         tuple(("4 shared blocks", each) for each in ("1 shared block", "2 shared blocks", "3 shared blocks")),
         columns=("FGSM", "BIM"),
         beside=FARTHER,
+    ),
+    Question(
+        "Under the paper's protocol, against adversarial training and ComDefend",
+        "table2",
+        tuple(("ours", each) for each in ("Adv. FGSM", "Adv. DDN", "Adv. PGD", "ComDefend")),
+        beside=(*FARTHER, "Clean"),
     ),
     Question(
         "What does the decoder add to noise as weak as the paper's?",
@@ -219,15 +225,23 @@ def _measurements(
 
 
 def contrast(
-    table: str, a: str, b: str, columns: Sequence[str], protocol: Protocol, scale: Scale, place: Place
+    table: str,
+    a: str,
+    b: str,
+    columns: Sequence[str],
+    protocol: Protocol,
+    scale: Scale,
+    place: Place,
+    among: Collection[int] | None = None,
 ) -> Contrast | None:
-    """Accuracy of row a less that of row b under all of `columns`; None where they have no seed in common.
+    """Accuracy of row a less that of row b under all of `columns`; None where they have no seed in common, of those
+    `among` where these are given.
 
     Raises `ValueError` where they were not measured on the same images.
     """
     (first, planned), (second, also) = (right(table, row, columns, protocol, scale, place) for row in (a, b))
     by_seed, best = [], 0.0
-    for seed in [seed for seed in first if seed in second]:
+    for seed in [seed for seed in first if seed in second and (among is None or seed in among)]:
         if not first[seed].index.equals(second[seed].index):
             names = " and ".join(columns)
             raise ValueError(f"“{a}” and “{b}” of {table} saw different images under {names}: measure them again")
@@ -290,10 +304,11 @@ def in_short(asked: "Mapping[Question, Sequence[Answer]]") -> str:
 
 
 def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> Answer | None:
-    def compared(*columns: str) -> Contrast | None:
-        return contrast(question.table, a, b, columns, question.protocol, scale, place)
+    def compared(*columns: str, among: Collection[int] | None = None) -> Contrast | None:
+        return contrast(question.table, a, b, columns, question.protocol, scale, place, among)
 
-    each = {name: compared(name) for name in question.columns}
+    shared = _seeds_of_all(question, a, b, scale, place)
+    each = {name: compared(name, among=shared) for name in question.columns}
     beside = {name: compared(name) for name in question.beside}
     together = {"all of these": compared(*question.columns)} if question.together else {}
     judged = together or each
@@ -305,12 +320,22 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
         for name, found in {**each, **together, **beside}.items()
         if found is not None
     ]
-    shifts = _shifts(question, a, b, scale, place)
+    shifts = _shifts(question, a, b, scale, place, shared)
     if shifts:
         names = " or ".join(question.nearest)
         told.append(f"L2 that {names} needs, median of the paired differences: {'; '.join(map(str, shifts))}")
     seeds, planned = (min(getattr(each, name) for each in present) for name in ("seeds", "planned"))
     return Answer((a, b), _verdict(judged, shifts), "; ".join(told), seeds, planned)
+
+
+def _seeds_of_all(question: Question, a: str, b: str, scale: Scale, place: Place) -> set[int] | None:
+    """The training seeds of which every judged column that was measured at all has both rows: one verdict must not be
+    of one seed here and of another there. None where there are none."""
+    measured = []
+    for name in question.columns:
+        first, second = (right(question.table, row, [name], question.protocol, scale, place)[0] for row in (a, b))
+        measured.append(set(first) & set(second))
+    return set.intersection(*filter(None, measured)) or None if any(measured) else None
 
 
 def _verdict(judged: Mapping[str, Contrast | None], shifts: Sequence[intervals.Shift]) -> str:
@@ -353,12 +378,14 @@ def _reported(question: Question, a: str, b: str, column: str) -> str:
     return f" (paper {first - second:+.2f})"
 
 
-def _shifts(question: Question, a: str, b: str, scale: Scale, place: Place) -> list[intervals.Shift]:
+def _shifts(
+    question: Question, a: str, b: str, scale: Scale, place: Place, among: Collection[int] | None
+) -> list[intervals.Shift]:
     """How much farther the nearer of the minimal-norm attacks must go on a than on b, by training seed."""
     shifts = []
     if question.nearest:
         first, second = (_distances(question, row, scale, place) for row in (a, b))
-        for seed in [seed for seed in first if seed in second]:
+        for seed in [seed for seed in first if seed in second and (among is None or seed in among)]:
             both = first[seed].index.intersection(second[seed].index)
             if len(both):
                 shifts.append(intervals.median_shift(first[seed][both].to_numpy(), second[seed][both].to_numpy()))
@@ -477,15 +504,15 @@ def _half(role: str, protocol: str, scale: Scale, place: Place) -> float | None:
     return None
 
 
-def orders(name: str, scale: Scale, place: Place) -> list[str]:
-    """Whether the paper's order of the attacks on its own defence, in a table with the row "ours", is that of transfer
-    or of white-box accuracy; and how near clean accuracy it stays under images that cross the source's boundary."""
+def orders(name: str, scale: Scale, place: Place, row: str = "ours") -> list[str]:
+    """Whether the paper's order of the attacks on a row is that of transfer or of white-box accuracy; and how near
+    clean accuracy the row stays under images that cross the source's boundary."""
     attacks = ("FGSM", "BIM", "C&W", "DDN")
-    row = next(row for row in TABLES[name].rows if row.name == "ours")
-    reported = {attack: row.published[attack] for attack in attacks}
+    published = next(each for each in TABLES[name].rows if each.name == row).published
+    reported = {attack: published[attack] for attack in attacks}
     lines = ["Reported, from the strongest attack: " + _order(reported) + "."]
     for protocol in PROTOCOLS:
-        found = {attack: right(name, "ours", [attack], protocol, scale, place)[0] for attack in attacks}
+        found = {attack: right(name, row, [attack], protocol, scale, place)[0] for attack in attacks}
         both = [seed for seed in found["FGSM"] if all(seed in each for each in found.values())]
         if both:
             images = pd.concat([each[both[0]] for each in found.values()], axis=1, join="inner").index
@@ -494,15 +521,15 @@ def orders(name: str, scale: Scale, place: Place) -> list[str]:
                 for attack, by_seed in found.items()
             }
             lines.append(f"Measured, {protocol}: {_order(means)} (n = {len(images):,}).")
-    return lines + _crossings(name, scale, place)
+    return lines + _crossings(name, row, scale, place)
 
 
-def _crossings(name: str, scale: Scale, place: Place) -> list[str]:
-    """How near clean accuracy "ours" stays under transferred minimal-norm attacks, and how far their images lie."""
-    clean, _ = right(name, "ours", ["Clean"], "transfer", scale, place)
+def _crossings(name: str, row: str, scale: Scale, place: Place) -> list[str]:
+    """How near clean accuracy `row` stays under transferred minimal-norm attacks, and how far their images lie."""
+    clean, _ = right(name, row, ["Clean"], "transfer", scale, place)
     told = []
     for attack in FARTHER:
-        groups, _ = _measurements(name, "ours", attack, "transfer", scale)
+        groups, _ = _measurements(name, row, attack, "transfer", scale)
         frames = {group[0].target.seed: tables.outcomes(group, place) for group in groups}
         shown = {seed: pd.concat(each) for seed, each in frames.items() if each is not None and seed in clean}
         if shown:
@@ -511,7 +538,7 @@ def _crossings(name: str, scale: Scale, place: Place) -> list[str]:
             moved = pd.concat([each["l2"] for each in shown.values()])
             far = f"moved by {moved[moved > 0].median():.2f} (median L2)"
             told.append(f"{kept:.1f} % instead of {unharmed:.1f} % under {attack}, whose images are {far}")
-    return [f"Images across the source's boundary leave “ours” {', and '.join(told)}."] if told else []
+    return [f"Images across the source's boundary leave “{row}” {', and '.join(told)}."] if told else []
 
 
 def _order(accuracies: dict[str, float]) -> str:
