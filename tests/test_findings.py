@@ -69,6 +69,18 @@ def test_three_seeds_are_paired_and_averaged(place: Place) -> None:
     assert table.splitlines()[4:] == [line]
 
 
+def test_one_verdict_is_of_the_same_seeds_in_all_columns(place: Place) -> None:
+    """FGSM was measured of one seed alone: BIM of the other two is no part of the verdict, and told of that seed."""
+    for attack, seeds in (("bim", (0, 1, 2)), ("fgsm", (1,))):
+        for seed in seeds:
+            store(transfers("ours", attack)[seed], first(90 if seed == 1 else 10), place)
+            store(transfers("none", attack)[seed], first(40), place)
+    question = Question("?", "table2", (("ours", OTHER),), columns=("FGSM", "BIM"))
+    (answer,) = answers(question, "cpu", place)
+    assert (answer.verdict, answer.seeds) == ("higher under FGSM, BIM", 1)
+    assert str(answer).count("+50.0 points") == 2
+
+
 def test_one_seed_speaks_of_one_pair_of_networks_only(place: Place) -> None:
     store(transfers("ours")[1], first(90), place)
     store(transfers("none")[1], first(20), place)
