@@ -189,7 +189,8 @@ def _trainings(place: Place) -> list[str]:
     return [
         "## What the training of each row takes",
         "Operations are those of all training steps, of a network that it starts from too, as multiples of the "
-        "undefended network's, counted and not measured. Minutes are of one core of a machine that was busy with other "
+        "undefended network's, counted and not measured. Minutes are of the row's own training on one core of a "
+        "machine that was busy with other "
         "work, now more, now less: orders of magnitude. The classifier, and so its use, is the same in all rows, but "
         "for the threshold before that of “0/1 images”.",
         "\n".join(lines),

@@ -114,7 +114,11 @@ def page(place: Place = PLACE) -> str:
     )
     claimed = findings.claims("cpu", place)
     if claimed:
-        parts += ["### Budget and removal (section 4.5)", "\n".join(f"- {line}" for line in claimed)]
+        parts += [
+            "### Budget and removal (section 4.5)",
+            "Of one pair of networks, training seed 1.",
+            "\n".join(f"- {line}" for line in claimed),
+        ]
     for name in sorted(paper.TABLES, key=lambda each: (each == "variations", each)):
         heading = "What the paper leaves open" if name == "variations" else name.replace("table", "Table ")
         printed = tables.printed(name, "cpu", place)
