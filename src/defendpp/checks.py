@@ -21,6 +21,7 @@ from defendpp.attacks import AttackResult, Prepared
 from defendpp.attacks.engine import attacking, cross_entropy, gradient_pass, margin
 from defendpp.attacks.gradient_sign import Norm
 from defendpp.intervals import accuracy, chance
+from defendpp.networks import are_probabilities
 
 Images = Float[Tensor, "batch *shape"]
 Labels = Int[Tensor, " batch"]
@@ -130,8 +131,7 @@ def logits(model: nn.Module, images: Images) -> str:
     """Whether outputs are logits and not probabilities, on which losses saturate."""
     with attacking(model, images, images.new_zeros(len(images)).long()) as (classify, clean, _), torch.no_grad():
         outputs = classify(clean)
-    within = bool((outputs >= 0).all() and (outputs <= 1).all())
-    if within and bool(((outputs.sum(1) - 1).abs() <= 1e-5).all()):
+    if are_probabilities(outputs):
         raise Complaint("outputs lie in [0, 1] and add up to 1: give the attack logits, not probabilities")
     return "outputs are no probabilities"
 

@@ -333,9 +333,13 @@ def _seeds_of_all(question: Question, a: str, b: str, scale: Scale, place: Place
     of one seed here and of another there. None where there are none."""
     measured = []
     for name in question.columns:
-        first, second = (right(question.table, row, [name], question.protocol, scale, place)[0] for row in (a, b))
-        measured.append(set(first) & set(second))
-    return set.intersection(*filter(None, measured)) or None if any(measured) else None
+        of_rows = (_measurements(question.table, row, name, question.protocol, scale)[0] for row in (a, b))
+        done = (
+            {group[0].target.seed for group in groups if all(x.is_done(place) for x in group)} for groups in of_rows
+        )
+        measured.append(set.intersection(*done))
+    found = [seeds for seeds in measured if seeds]
+    return (set.intersection(*found) or None) if found else None
 
 
 def _verdict(judged: Mapping[str, Contrast | None], shifts: Sequence[intervals.Shift]) -> str:

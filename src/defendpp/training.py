@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from defendpp.data import Images, batches, digest
 from defendpp.data.images import Augment
 from defendpp.execution import EXECUTIONS, Execution, arrange, executed, fastest
-from defendpp.networks import evaluating, fingerprint, home
+from defendpp.networks import are_probabilities, evaluating, fingerprint, home
 from defendpp.objective import Objective, Terms
 from defendpp.progress import spoken
 
@@ -294,7 +294,7 @@ def _check_outputs(classifier: nn.Module, train: Images, validation: Images) -> 
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(f"the classifier must give logits of shape (batch, classes), not {shape}")
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(()).to(logits), atol=1e-4):
+    if are_probabilities(logits):
         raise ValueError("the classifier must give logits, not probabilities, in [0, 1] and adding up to 1")
     highest = max(int(split.labels.max()) for split in (train, validation))
     if highest >= logits.shape[1]:

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -25,3 +25,9 @@ def evaluating(*networks: nn.Module) -> Iterator[None]:
 def home(network: nn.Module) -> torch.device:
     """The device of its weights, or of its buffers; of a network without any, the CPU."""
     return next((tensor.device for tensor in chain(network.parameters(), network.buffers())), torch.device("cpu"))
+
+
+def are_probabilities(outputs: Tensor) -> bool:
+    """Whether all rows of `outputs`, (batch, classes), lie in [0, 1] and add up to 1, as logits do not."""
+    within = bool((outputs >= 0).all() and (outputs <= 1).all())
+    return within and bool(((outputs.sum(1) - 1).abs() <= 1e-5).all())
