@@ -57,8 +57,8 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
         "- **Images**: a cell with fewer than all test images has the same random subset as all others of so many, "
         f"which may be easier or harder than the rest; {_subset(place)}compare cells of one number of images only.\n"
         "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "
-        "where that is wider. Differences are paired, image by image, and as on the study's page; none is corrected "
-        "for their number. Verdicts go by intervals; p is McNemar's exact test, which may differ at the limit.\n"
+        "where that is wider. Differences are paired, image by image, as on the study's page, and so are verdicts; "
+        "none is corrected for their number. p is McNemar's exact test, which may differ at the limit.\n"
         "- **Certified** accuracy is of another classifier: the same network, smoothed by noise (Cohen et al. 2019), "
         f"at {_listed(robustness.COPIES)} noisy copies an image, each image with failure probability 0.001. No attack "
         "whatever lowers it; it stands on the line “white-box” because the attacker may know all.\n"
@@ -68,11 +68,9 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
         "## What it says",
     ]
     asked = {each: findings.answers(each, "cpu", place) for data in robustness.DATA for each in questions(data)}
-    if any(asked.values()):
-        parts.append(findings.in_short(asked))
+    parts.append(findings.in_short(asked))
     for question, lines in asked.items():
-        if lines:
-            parts += [f"### {question.text}", "\n".join(f"- {line}" for line in lines)]
+        parts += [f"### {question.text}", "\n".join(f"- {line}" for line in lines)]
     for name in robustness.TABLES:
         printed = tables.printed(name, "cpu", place)
         parts += [f"## {printed.title}", tables.markdown(printed).strip()]
@@ -114,6 +112,7 @@ def questions(data: str) -> list[Question]:
         return Question(f"{text} ({about})", f"robust-{data}", pairs, "white-box", columns, beside=beside)
 
     main = f"Cascade, {robustness.main(data)}"
+    widths = tuple(each.name for each in robustness.TABLES[f"width-{data}"].columns if each.attack != "Clean")
     names = {row.name for row in table.rows}
     asked = [
         Question(
@@ -141,8 +140,8 @@ def questions(data: str) -> list[Question]:
             f"width-{data}",
             tuple((f"width {wide}", f"width {narrow}") for narrow, wide in pairwise(robustness.WIDTHS[data])),
             "white-box",
-            tuple(each.name for each in robustness.TABLES[f"width-{data}"].columns if each.attack != "Clean"),
-            beside=("Clean",),
+            widths[:1] if data == "mnist" else widths,  # of digits all images, of which the others are a part
+            beside=(*(widths[1:] if data == "mnist" else ()), "Clean"),
         ),
     ]
     rows = {name: {row.name for row in table.rows} for name, table in robustness.TABLES.items()}

@@ -5,8 +5,9 @@ python docs/study.py
 
 from pathlib import Path
 
-from defendpp import findings, paper, schedule, study, study_report, tables
+from defendpp import claims, findings, paper, schedule, study, study_report, tables
 from defendpp.progress import spoken
+from defendpp.questions import FARTHER, OTHER, QUESTIONS
 from defendpp.study import Measurement, Place, Training
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -53,15 +54,19 @@ def page(place: Place = PLACE) -> str:
         "seed were lost half-way: what had not been measured of it by then is measured of the other seeds only.\n"
         "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "
         "where that is wider. Differences are paired, image by image: Newcombe's interval for one seed, over several "
-        "seeds Student's, or Newcombe's where that is wider. None is corrected for their number: of twenty that hold "
+        "seeds Student's, or Newcombe's where that is wider, with the difference of each seed in brackets. None is "
+        "corrected for their number: of twenty that hold "
         "nothing, one excludes 0; and one of a single training seed leaves out how much trainings differ, so that it "
-        "excludes 0 for most pairs of networks, two undefended ones included, in L2 too. Verdicts go by intervals; p "
-        "is McNemar's exact test, which may differ at the limit. “Farther” and “less far” in L2: the interval of the "
-        "median of the paired differences excludes 0, on the same side in every training seed.\n"
+        "excludes 0 for most pairs of networks, two undefended ones included. p is McNemar's exact test, which may "
+        "differ at the limit.\n"
+        "- **Verdicts** go by intervals. “Higher” and “lower”: the interval excludes 0. “No difference beyond "
+        f"{100 * findings.MARGIN:.0f} points”: it holds 0 and ends within so many points of it. “Undecided”: it holds "
+        "0 and more than that. “Farther” and “less far” in L2 are said over several training seeds only, where the "
+        "interval of the mean of their medians excludes 0.\n"
         "- **White-box** is FGSM, BIM, PGD (cross-entropy, one start), C&W and DDN, as in the paper: upper bounds of "
-        "robust accuracy; tables 2 and 3 have the cascade beside them, which ends in random search. C&W has the "
+        "robust accuracy; tables 2, 3, 5 and 6 have the cascade beside them, which ends in random search. C&W has the "
         "paper's 5 times 20 steps and does not converge in them: where it needs more than DDN, or leaves images "
-        "right, that is its failure. Which cells of tables 2 and 3 show a failed attack is listed below.\n"
+        "right, that is its failure. Which of their cells show a failed attack is listed below.\n"
         "- **Images**: where a cell has fewer than all test images, they are one random subset, the same for all rows; "
         f"{_subset(place)}compare cells of one number of images only.\n"
         "- **Selection**: the epoch with the best accuracy on clean validation images; of the rows called "
@@ -74,22 +79,17 @@ def page(place: Place = PLACE) -> str:
         f"{spoken(spent)} of one to two processor cores.",
         "## What it says",
     ]
-    asked = {question: findings.answers(question, "cpu", place) for question in findings.QUESTIONS}
-    if any(asked.values()):
-        parts.append(findings.in_short(asked))
+    asked = {question: findings.answers(question, "cpu", place) for question in QUESTIONS}
+    parts.append(findings.in_short(asked))
     for question, lines in asked.items():
-        if lines:
-            protocol = "The paper's protocol." if question.protocol == "transfer" else "White-box."
-            if question.beside:
-                protocol += (
-                    " C&W and DDN, which stop just across the boundary of the source, are no part of the verdict, nor "
-                    "is clean accuracy."
-                )
-            if question.together:
-                protocol += " The verdict is on all attacks together: an image counts where it is right under each."
-            parts.append(f"### {question.text}\n\n{protocol}")
-            parts.append("\n".join(f"- {line}" for line in lines))
-    for name in ("table2", "table3"):
+        protocol = "The paper's protocol." if question.protocol == "transfer" else "White-box."
+        if set(FARTHER) & set(question.beside):
+            protocol += " C&W and DDN, which stop just across the boundary of the source, are no part of the verdict."
+        if question.together:
+            protocol += " The verdict is on all attacks together: an image counts where it is right under each."
+        parts.append(f"### {question.text}\n\n{protocol}")
+        parts.append("\n".join(f"- {line}" for line in lines))
+    for name in ("table2", "table3", "table5", "table6"):
         failed = findings.failures(name, "cpu", place)
         if failed:
             parts.append(f"### Which white-box attacks failed? ({name.replace('table', 'table ')})")
@@ -98,6 +98,9 @@ def page(place: Place = PLACE) -> str:
                 "these cells are no robust accuracy. First training seed.\n\n"
                 + "\n".join(f"- {line}" for line in failed)
             )
+    numbers = claims.reproduced("cpu", place)
+    if numbers:
+        parts += ["### Are the paper's numbers of Defend++ reproduced?", numbers]
     parts.append("### Does the order of the attacks in the paper fit transfer or white-box?")
     for name, rows in {
         "table2": ("ours", "Adv. FGSM", "Adv. DDN", "Adv. PGD"),
@@ -105,14 +108,10 @@ def page(place: Place = PLACE) -> str:
         "table4": ("ours",),
     }.items():
         for row in rows:
-            found = findings.orders(name, "cpu", place, row)
+            found = claims.orders(name, "cpu", place, row)
             if len(found) > 1:
                 parts += [f"{paper.TABLES[name].title}, “{row}”:", "\n".join(f"- {line}" for line in found)]
-    parts.append(
-        "C&W does not converge in the paper's 100 steps: it moves images farther past the boundary of their source "
-        "than DDN does, and so across the boundaries of more other networks."
-    )
-    claimed = findings.claims("cpu", place)
+    claimed = claims.budget_and_removal("cpu", place)
     if claimed:
         parts += [
             "### Budget and removal (section 4.5)",
@@ -133,12 +132,12 @@ def page(place: Place = PLACE) -> str:
 
 def _subset(place: Place) -> str:
     """How hard the images are that dear attacks are run on, by a cheap one that was run on all."""
-    ease = findings.on_part("table2", findings.OTHER, "FGSM", "BIM", "cpu", place)
+    ease = findings.on_part("table2", OTHER, "FGSM", "BIM", "cpu", place)
     if ease is None:
         return ""
     whole, part = ease
     return (
-        f"under white-box FGSM “{findings.OTHER}” keeps {100 * whole.value:.1f} % of all {whole.n:,} of MNIST and "
+        f"under white-box FGSM “{OTHER}” keeps {100 * whole.value:.1f} % of all {whole.n:,} of MNIST and "
         f"{100 * part.value:.1f} % of these {part.n:,}; "
     )
 

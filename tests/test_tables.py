@@ -63,7 +63,7 @@ def test_what_was_measured_of_three_seeds_is_said(place: Place) -> None:
     store(Measurement(subject, subject), [True] * 9 + [False], place)
     (text,) = [cell.text for cell in line(printed("table1", "cpu", place), "ours", "paper's protocol")[-1:]]
     found = intervals.accuracy(np.array([True] * 9 + [False]))
-    assert text == f"90.0 ({100 * found.low:.1f}–{100 * found.high:.1f}), 1 of 3 seeds"
+    assert text == f"90.0 ({100 * found.low:.1f}–{100 * found.high:.1f}), seed 2"
 
 
 def test_comdefend_white_box_counts_the_worse_of_both_gradients_image_by_image(place: Place) -> None:

@@ -152,21 +152,25 @@ class MeanDifference:
     low: float
     high: float
     n: int
-    seeds: int
+    by_seed: tuple[float, ...]
 
     def __str__(self) -> str:
-        return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}], {self.seeds} seeds"
+        each = ", ".join(f"{100 * value:+.1f}" for value in self.by_seed)
+        interval = f"[{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        return f"{100 * self.value:+.1f} points {interval}, {len(self.by_seed)} seeds ({each})"
 
 
 def mean_difference(by_seed: Sequence[Difference]) -> MeanDifference:
     """The mean over at least two seeds; Student's interval over the seeds, or the pairs' own where that is wider.
 
-    The pairs' own is the mean of their intervals, as if all had seen the same images, which they have.
+    The pairs' own is the mean of their intervals, as if all had seen the same images, which they have. It ends at
+    -1 and 1: two seeds can be so far apart that Student's does not.
     """
     n = _common_size([each.n for each in by_seed], "pairs")
-    value, half = _student([each.value for each in by_seed])
+    values = tuple(each.value for each in by_seed)
+    value, half = _student(values)
     low, high = (float(np.mean([getattr(each, end) for each in by_seed])) for end in ("low", "high"))
-    return MeanDifference(value, min(low, value - half), max(high, value + half), n, len(by_seed))
+    return MeanDifference(value, max(-1.0, min(low, value - half)), min(1.0, max(high, value + half)), n, values)
 
 
 def _common_size(sizes: Sequence[int], of: str) -> int:
@@ -231,6 +235,39 @@ def median_shift(a: Float[np.ndarray, " image_a"], b: Float[np.ndarray, " image_
     below, above = shifts[(len(a) - 1) // 2], shifts[len(a) // 2]
     median = 0.0 if np.isinf(below) and below == -above else (below + above) / 2
     return Shift(float(median), low, high, len(a))
+
+
+@dataclass(frozen=True)
+class MeanShift:
+    """Mean of the median shifts of pairs of networks that differ in their seed, with a 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    """Images of the pair that has the fewest: each has those that its networks both get right."""
+    by_seed: tuple[float, ...]
+
+    def __str__(self) -> str:
+        each = ", ".join(f"{value:+.2f}" for value in self.by_seed)
+        interval = f"[{self.low:+.2f}, {self.high:+.2f}]"
+        return f"{self.value:+.2f} {interval}, {len(self.by_seed)} seeds ({each}), n = {self.n:,} or more"
+
+
+def mean_shift(by_seed: Sequence[Shift]) -> MeanShift:
+    """The mean over at least two seeds; Student's interval over the seeds, or the pairs' own where that is wider.
+
+    Where an attack failed on most images of one network and not of the other, nothing bounds the mean.
+    """
+    if len(by_seed) < 2:
+        raise ValueError(f"a mean over seeds needs two or more pairs, but got {len(by_seed)}")
+    medians, n = tuple(each.median for each in by_seed), min(each.n for each in by_seed)
+    ends = [end for each in by_seed for end in (each.low, each.high)]
+    if np.isinf([*medians, *ends]).any():
+        return MeanShift(sum(medians) / len(medians), -inf, inf, n, medians)
+    value, half = _student(medians)
+    low, high = (float(np.mean([getattr(each, end) for each in by_seed])) for end in ("low", "high"))
+    return MeanShift(value, min(low, value - half), max(high, value + half), n, medians)
 
 
 def _ranked(values: Float[np.ndarray, " n"]) -> tuple[float, float]:

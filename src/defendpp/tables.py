@@ -5,14 +5,14 @@ there are fewer. A cell without a number says why in a note.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import pyarrow.parquet as pq
 
-from defendpp import intervals, records, study
+from defendpp import intervals, paper, records, study
 from defendpp.intervals import Accuracy, MeanAccuracy
 from defendpp.paper import Column, Row, Scale, Table
 from defendpp.study import TABLES, Measurement, Place, cell
@@ -121,13 +121,14 @@ def printed(name: str, scale: Scale, place: Place) -> Printed:
     numbers: list[tuple[int, int]] = []
     for row in table.rows:
         lines: dict[str, list[Cell]] = {line: [] for line in LINES}
+        usual = study.seeds(replace(row, seeds=()), table, scale)
         for column in table.columns:
             value = row.published.get(column.name)
             lines["reported"].append(Cell("", "paper") if value is None else Cell(f"{value:.2f}"))
             for line, measurements in zip(LINES[1:], cell(table, row, column, scale), strict=True):
-                lines[line].append(_measured(measurements, row, column, line, place, numbers))
+                lines[line].append(_measured(measurements, row, column, line, usual, place, numbers))
         rows += [(row.name if line == shown[0] else "", line, lines[line]) for line in shown]
-    return Printed(table.title, [column.name for column in table.columns], rows, _note(rows, numbers, scale))
+    return Printed(table.title, [column.name for column in table.columns], rows, _note(rows, numbers, table, scale))
 
 
 def _lines(table: Table) -> list[str]:
@@ -145,6 +146,7 @@ def _measured(
     row: Row,
     column: Column,
     line: str,
+    usual: Sequence[int],
     place: Place,
     numbers: list[tuple[int, int]],
 ) -> Cell:
@@ -159,7 +161,8 @@ def _measured(
     first = measurements[0][0]
     if line == LINES[1] and first.attack is not None and first.is_white_box and not first.through:
         return Cell("", "own")
-    groups = [group for group in (outcomes(each, place) for each in measurements) if group is not None]
+    by_seed = {each[0].target.seed: outcomes(each, place) for each in measurements}
+    groups = [group for group in by_seed.values() if group is not None]
     if not groups:
         return Cell("", "missing")
     found = estimate([stayed_right(group, column.radius) for group in groups])
@@ -167,10 +170,9 @@ def _measured(
     text = f"{100 * found.value:.1f} ({100 * found.low:.1f}–{100 * found.high:.1f})"
     if line == LINES[2] and first.attack is not None and first.attack.epsilon is None and column.radius is None:
         text += f", median {_median([_nearest(group) for group in groups]):.2f}"
-    if len(groups) < len(measurements):
-        text += f", {len(groups)} of {len(measurements)} seeds"
-    elif row.seeds:
-        text += f", {len(groups)} seed{'s' * (len(groups) > 1)}"
+    measured = [seed for seed, group in by_seed.items() if group is not None]
+    if measured != list(usual):
+        text += f", seed{'s' * (len(measured) > 1)} {' '.join(map(str, measured))}"
     return Cell(text, n=found.n)
 
 
@@ -184,13 +186,22 @@ def _median(frames: Sequence[pd.DataFrame]) -> float:
     return records.median_distance(pd.concat(frames, ignore_index=True)).median
 
 
-def _note(rows: Sequence[tuple[str, str, Sequence[Cell]]], numbers: Sequence[tuple[int, int]], scale: Scale) -> str:
+def _note(
+    rows: Sequence[tuple[str, str, Sequence[Cell]]], numbers: Sequence[tuple[int, int]], table: Table, scale: Scale
+) -> str:
     note = f"Accuracy in %. Measured at “{scale}” scale, with its 95 % interval"
     if numbers:
         note += f", on {max(n for n, _ in numbers):,} test images or as many as the cell says"
     if any(seeds > 1 for _, seeds in numbers):
         note += "; mean over the training seeds where a cell has several"
     note += "."
+    if numbers:
+        usual = [str(seed) for seed in (table.seeds if scale == "cpu" else (1,))]
+        note += f" Training seed{'s' * (len(usual) > 1)} {', '.join(usual)}"
+        sources = [str(paper.SOURCE_SEEDS[int(seed)]) for seed in usual]
+        if any(row.role == "source" for row in table.rows):
+            note += f", of the sources (“No defense”) {', '.join(sources)}"
+        note += ", where a cell names no other."
     lines = {line for _, line, _ in rows}
     if any("median" in each.text for _, _, cells in rows for each in cells):
         note += " “median”: of the L2 distance that a minimal-norm attack needed."

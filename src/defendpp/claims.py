@@ -1,0 +1,162 @@
+"""What the paper claims, held against records: its numbers, the order of the attacks, the budget, what is removed."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import mean
+
+import numpy as np
+import pandas as pd
+
+from defendpp import intervals, paper, study, tables
+from defendpp.findings import PROTOCOLS, measurements, right
+from defendpp.paper import FIGURE6_EPSILONS, Protocol, Scale
+from defendpp.questions import FARTHER, OTHER
+from defendpp.study import TABLES, Measurement, Picture, Place, figure6
+
+DEFENDPP = ("ours", "ours + GN")
+"""Roles whose published numbers are the paper's claim."""
+REBUILT, CUT = ("D_rc", "D_ra"), ("D_tc", "D_ta")
+"""Arrays of `figure_data.removal`: distances to the clean and to the attacked image."""
+
+
+def reproduced(scale: Scale, place: Place) -> str:
+    """Each number published of Defend++ beside what was measured under either protocol, and whether it lies in the 95 %
+    interval of that: a sentence and a table in Markdown. Empty where nothing was measured."""
+    lines: dict[tuple[str, ...], str] = {}  # the tables share cells: by what was measured
+    within: dict[Protocol, list[bool]] = {protocol: [] for protocol in PROTOCOLS}
+    for name, table in paper.TABLES.items():
+        for row in (each for each in table.rows if each.role in DEFENDPP):
+            for column in (each for each in table.columns if each.name in row.published):
+                cells = study.cell(table, row, column, scale)
+                key = tuple(each.key for groups in cells for group in groups for each in group)
+                found = [_estimate(groups, place) for groups in cells]
+                if key in lines or not any(found):
+                    continue
+                reported, told = row.published[column.name], []
+                for protocol, each in zip(PROTOCOLS, found, strict=True):
+                    if each is None:
+                        told.append("– |")
+                    else:
+                        within[protocol].append(100 * each.low <= reported <= 100 * each.high)
+                        interval = f"{100 * each.low:.1f}–{100 * each.high:.1f}"
+                        told.append(f"{100 * each.value:.1f} ({interval}) | {'yes' if within[protocol][-1] else 'no'}")
+                shown = name.replace("table", "table ")
+                lines[key] = f"| {shown} | {row.name} | {column.name} | {reported:.2f} | {' | '.join(told)} |"
+    if not lines:
+        return ""
+    transfer, white_box = (f"{sum(each)} of {len(each)}" for each in within.values())
+    return "\n".join(
+        [
+            f"Measured at “{scale}” scale, the interval holds the published number in {transfer} cells under the "
+            f"paper's protocol and in {white_box} white-box. A wide interval holds more.",
+            "",
+            "| | row | | reported | paper's protocol | within | white-box | within |",
+            "|---|---|---|---:|---:|---|---:|---|",
+            *lines.values(),
+        ]
+    )
+
+
+def _estimate(
+    groups: Sequence[Sequence[Measurement]], place: Place
+) -> intervals.Accuracy | intervals.MeanAccuracy | None:
+    """Accuracy over the seeds that were measured."""
+    found = [each for each in (tables.right(group, place) for group in groups) if each is not None]
+    return tables.estimate(found) if found else None
+
+
+def budget_and_removal(scale: Scale, place: Place) -> list[str]:
+    """What section 4.5 claims of the budget that an attacker needs and of R, as far as it was measured."""
+    lines = []
+    for protocol in ("transfer", "white-box"):
+        budgets = {role: _half(role, protocol, scale, place) for role in ("source", "none", "ours")}
+        if all(budgets.values()):
+            source, none, ours = (f"{budgets[role]:.2f}" for role in ("source", "none", "ours"))
+            lines.append(
+                f"The FGSM budget that leaves half the images right, {protocol}: {source} on “No defense”, {none} on "
+                f"“{OTHER}”, {ours} on “ours”. The paper: Defend++ makes the attacker “almost double” it."
+            )
+    arrays = Picture("figure8", scale).file(place)
+    if arrays.exists():
+        with np.load(arrays) as found:
+            for protocol in ("transfer", "white-box"):
+                distance = found[f"{protocol} distance"]
+                changed = distance > 0
+                rebuilt, cut = ([found[f"{protocol} {name}"] for name in pair] for pair in (REBUILT, CUT))
+                shares = [
+                    intervals.accuracy(each[changed])
+                    for to_clean, to_attacked in (rebuilt, cut)
+                    for each in (to_clean < to_attacked, to_clean < distance)
+                ]
+                lines.append(
+                    f"R, the distance of the rebuilt image to the clean one over that to the attacked one, is below 1 "
+                    f"for {shares[0]} of n = {shares[0].n:,} FGSM images, {protocol} (the paper: always), and the "
+                    f"rebuilt image is nearer to the clean one than the attacked one was for {shares[1]}. Without any "
+                    "network, the attacked image with its pixels below 0.5 set to 0 does both as well, for "
+                    f"{shares[2]} and {shares[3]}. The classifier never sees what is rebuilt."
+                )
+    return lines
+
+
+def _half(role: str, protocol: str, scale: Scale, place: Place) -> float | None:
+    """The FGSM budget at which accuracy falls through one half, between the budgets of figure 6."""
+    measured = [tables.right([each], place) for each in figure6(scale)[protocol, role]]
+    shares = [float(each.mean()) for each in measured if each is not None]
+    budgets = (0.0, *FIGURE6_EPSILONS)
+    if len(shares) < len(budgets):
+        return None
+    for (low, before), (high, after) in pairwise(zip(budgets, shares, strict=True)):
+        if before >= 0.5 > after:
+            return low + (high - low) * (before - 0.5) / (before - after)
+    return None
+
+
+def orders(name: str, scale: Scale, place: Place, row: str = "ours") -> list[str]:
+    """Whether the paper's order of the attacks on a row is that of transfer or of white-box accuracy; and how near
+    clean accuracy the row stays under images that cross the source's boundary."""
+    attacks = ("FGSM", "BIM", "C&W", "DDN")
+    published = next(each for each in TABLES[name].rows if each.name == row).published
+    reported = {attack: published[attack] for attack in attacks}
+    lines = ["Reported, from the strongest attack: " + _order(reported) + "."]
+    for protocol in PROTOCOLS:
+        found = {attack: right(name, row, [attack], protocol, scale, place) for attack in attacks}
+        both = [seed for seed in found["FGSM"] if all(seed in each for each in found.values())]
+        if both:
+            images = pd.concat([each[both[0]] for each in found.values()], axis=1, join="inner").index
+            means = {
+                attack: 100 * float(np.mean([by_seed[seed][images].mean() for seed in both]))
+                for attack, by_seed in found.items()
+            }
+            lines.append(f"Measured, {protocol}: {_order(means)} (n = {len(images):,}).")
+    return lines + _crossings(name, row, scale, place)
+
+
+def _crossings(name: str, row: str, scale: Scale, place: Place) -> list[str]:
+    """How near clean accuracy `row` stays under transferred minimal-norm attacks, and how far their images lie."""
+    clean = right(name, row, ["Clean"], "transfer", scale, place)
+    told, far = [], []
+    for attack in FARTHER:
+        groups, _ = measurements(name, row, attack, "transfer", scale)
+        frames = {group[0].target.seed: tables.outcomes(group, place) for group in groups}
+        shown = {seed: pd.concat(each) for seed, each in frames.items() if each is not None and seed in clean}
+        if shown:
+            kept = mean(100 * float(each["correct"].mean()) for each in shown.values())
+            unharmed = mean(100 * float(clean[seed][each.index].mean()) for seed, each in shown.items())
+            moved = pd.concat([each["l2"] for each in shown.values()])
+            far.append(float(moved[moved > 0].median()))
+            told.append(
+                f"{kept:.1f} % instead of {unharmed:.1f} % under {attack}, whose images are moved by {far[-1]:.2f} "
+                "(median L2)"
+            )
+    if not told:
+        return []
+    why = ": C&W did not converge in its steps" if len(far) == len(FARTHER) and far[0] > far[1] else ""
+    return [f"Images across the source's boundary leave “{row}” {', and '.join(told)}{why}."]
+
+
+def _order(accuracies: dict[str, float]) -> str:
+    """From the lowest; what is printed alike counts as equal."""
+    ordered = sorted(accuracies.items(), key=lambda each: each[1])
+    told = [f"{name} {value:.1f}" for name, value in ordered]
+    signs = [" = " if f"{low:.1f}" == f"{high:.1f}" else " < " for (_, low), (_, high) in pairwise(ordered)]
+    return "".join(part for pair in zip(told, [*signs, ""], strict=True) for part in pair)

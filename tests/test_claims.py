@@ -1,0 +1,84 @@
+"""What the paper claims, held against records written by hand."""
+
+from pathlib import Path
+
+import pytest
+from study_records import store
+
+from defendpp.claims import budget_and_removal, orders, reproduced
+from defendpp.questions import OTHER
+from defendpp.study import Measurement, Place, figure6, measurements
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path / "results", tmp_path / "work")
+
+
+def first(k: int, n: int = 100) -> list[bool]:
+    return [True] * k + [False] * (n - k)
+
+
+def of_ours(attack: str, *, white_box: bool) -> list[Measurement]:
+    """By seed."""
+    found = {
+        each.target.seed: each
+        for each in measurements("table2", "cpu")
+        if each.target.role == "ours" and each.attack and each.attack.name == attack and each.is_white_box == white_box
+    }
+    return [found[seed] for seed in sorted(found)]
+
+
+def transfers(attack: str) -> list[Measurement]:
+    return of_ours(attack, white_box=False)
+
+
+def test_nothing_is_claimed_of_what_was_not_measured(place: Place) -> None:
+    assert budget_and_removal("cpu", place) == []
+    assert len(orders("table2", "cpu", place)) == 1
+    assert reproduced("cpu", place) == ""
+
+
+def test_published_numbers_are_held_against_both_protocols(place: Place) -> None:
+    """86.81 and 55.37 are published of FGSM and BIM; tables 1, 2 and 7 share these cells, which are told once."""
+    for job in transfers("fgsm"):
+        store(job, first(87), place)
+    for job in of_ours("bim", white_box=True):
+        store(job, first(0), place)
+    told = reproduced("cpu", place).splitlines()
+    assert "in 1 of 1 cells under the paper's protocol and in 0 of 1 white-box" in told[0]
+    assert told[4:] == [
+        "| table 1 | 4 shared blocks | FGSM | 86.81 | 87.0 (79.0–92.2) | yes | – | |",
+        "| table 1 | 4 shared blocks | BIM | 55.37 | – | | 0.0 (0.0–3.7) | no |",
+    ]
+
+
+def test_the_order_of_the_attacks(place: Place) -> None:
+    """And how near clean accuracy images stay that were made to cross the source's boundary, on their own images."""
+    for attack, k in {"fgsm": 80, "bim": 50, "carlini_wagner": 97, "ddn": 98}.items():
+        for job in transfers(attack):
+            store(job, first(k), place, l2=2.5 if attack == "ddn" else 1.5)
+    told = orders("table2", "cpu", place)
+    assert told[1:] == ["Measured, transfer: BIM 50.0 < FGSM 80.0 < C&W 97.0 < DDN 98.0 (n = 100)."]
+    for job in measurements("table2", "cpu"):
+        if job.target.role == "ours" and job.attack is None:
+            store(job, first(200, n=200), place)
+    assert orders("table2", "cpu", place) == [
+        *told,
+        "Images across the source's boundary leave “ours” 97.0 % instead of 100.0 % under C&W, whose images are moved "
+        "by 1.50 (median L2), and 98.0 % instead of 100.0 % under DDN, whose images are moved by 2.50 (median L2).",
+    ]
+    for job in transfers("ddn"):
+        job.file(place).unlink()
+        store(job, first(98), place, l2=0.5)
+    assert orders("table2", "cpu", place)[-1].endswith("0.50 (median L2): C&W did not converge in its steps.")
+
+
+def test_the_budget_that_halves_the_accuracy(place: Place) -> None:
+    """Accuracy falls by a tenth each budget: through one half at 0.5."""
+    for series in figure6("cpu").values():
+        for k, job in enumerate(series):
+            if not job.file(place).exists():
+                store(job, first(100 - 10 * k), place)
+    text = budget_and_removal("cpu", place)[0]
+    assert f"transfer: 0.50 on “No defense”, 0.50 on “{OTHER}”, 0.50 on “ours”" in text
