@@ -136,6 +136,13 @@ def questions(data: str) -> list[Question]:
         ),
         ask("Against a threshold", ("noise + consistency", "0/1 images")),
         Question(
+            f"Against a threshold, in L2 ({about})",
+            f"robust-{data}",
+            (("noise + consistency", "0/1 images"),),
+            "white-box",
+            tuple(each for each in budgets if each.startswith("L2")),
+        ),
+        Question(
             f"What does width add? ({about})",
             f"width-{data}",
             tuple((f"width {wide}", f"width {narrow}") for narrow, wide in pairwise(robustness.WIDTHS[data])),

@@ -24,7 +24,8 @@ def reproduced(scale: Scale, place: Place) -> str:
     interval of that: a sentence and a table in Markdown. Empty where nothing was measured."""
     lines: dict[tuple[str, ...], str] = {}  # the tables share cells: by what was measured
     within: dict[Protocol, list[bool]] = {protocol: [] for protocol in PROTOCOLS}
-    for name, table in paper.TABLES.items():
+    for name in (each for each in study.NAMES if each in paper.TABLES):
+        table = paper.TABLES[name]
         for row in (each for each in table.rows if each.role in DEFENDPP):
             for column in (each for each in table.columns if each.name in row.published):
                 cells = study.cell(table, row, column, scale)
@@ -52,7 +53,7 @@ def reproduced(scale: Scale, place: Place) -> str:
             "",
             "| | row | | reported | paper's protocol | within | white-box | within |",
             "|---|---|---|---:|---:|---|---:|---|",
-            *lines.values(),
+            *sorted(lines.values(), key=lambda line: line.split("|")[1]),
         ]
     )
 

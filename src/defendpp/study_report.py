@@ -47,7 +47,7 @@ def write_figure(name: str, scale: Scale, place: Place) -> str:
             curves["transfer"],
             curves["white-box"],
             source=NETWORKS["source"],
-            title=f"{title} (MNIST, “{scale}” scale{_unfinished(curves)})",
+            title=f"{title} (MNIST, “{scale}” scale, training seed 1{_unfinished(curves)})",
         )
     else:
         found = _stored(arrays)
