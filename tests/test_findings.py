@@ -27,7 +27,10 @@ def transfers(role: str, attack: str = "bim") -> list[Measurement]:
     found = [
         each
         for each in measurements("table2", "cpu")
-        if each.target.role == role and each.attack and each.attack.name == attack and not each.is_white_box
+        if each.target.role == role
+        and each.attack
+        and each.attack.name == attack
+        and (role == "source" or not each.is_white_box)
     ]
     return sorted(found, key=lambda each: each.target.seed)
 
@@ -69,6 +72,15 @@ def test_three_seeds_are_paired_and_averaged(place: Place) -> None:
     table = in_short({AGAINST_OTHER: answers(AGAINST_OTHER, "cpu", place)})
     line = f"| {AGAINST_OTHER.text} | “ours” against “{OTHER}” | paper's protocol | **higher under BIM** | 3 |"
     assert table.splitlines()[4:] == [line]
+
+
+@pytest.mark.parametrize(("left", "told"), [(60, True), (40, False)])
+def test_images_that_hardly_fool_their_own_source_are_told(left: int, told: bool, place: Place) -> None:
+    for role in ("ours", "none"):
+        store(transfers(role)[0], first(80), place)
+    store(transfers("source")[0], first(left), place)
+    (text,) = map(str, answers(AGAINST_OTHER, "cpu", place))
+    assert ("; of these images their own source gets right 60.0 % under BIM: little can transfer." in text) == told
 
 
 def test_one_verdict_is_of_the_same_seeds_in_all_columns(place: Place) -> None:

@@ -4,8 +4,9 @@ Two rows of a table are compared image by image within each training seed, and t
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
+from statistics import mean
 from typing import get_args
 
 import pandas as pd
@@ -19,6 +20,8 @@ FLOOR = 0.01
 """Where neither of two rows has more than this share of images right, their difference tells nothing."""
 MARGIN = 0.05
 """A difference is called none where its interval holds 0 and ends nearer to it than this, on both sides."""
+WEAK = 0.5
+"""Images of which their own source gets more than this share right are no attack to speak of."""
 NONE, UNDECIDED = f"no difference beyond {100 * MARGIN:.0f} points", "undecided"
 WORDS = ("higher", "lower", NONE, UNDECIDED)
 """What a difference comes to."""
@@ -203,6 +206,9 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
     if shifts:
         names = " or ".join(question.nearest)
         told.append(f"L2 that {names} needs, median of the paired differences: {_mean(shifts)}")
+    if question.protocol == "transfer":
+        shown = [name for name, found in each.items() if found is not None]
+        told += _left_by_source(question.table, a, shown, scale, place)
     judged = {name: found for name, found in (together or each).items() if found is not None}
     missing = [name for name, found in each.items() if found is None]
     yet = f"not measured yet: {_listed(missing)}"
@@ -217,6 +223,20 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
         parts.append(f"Clean {100 * price.difference.value:+.1f} points")
     verdict = "; ".join(parts) + f" ({yet})" * bool(missing)
     return Answer((a, b), verdict, "; ".join(told), min(found.seeds for found in judged.values()), planned)
+
+
+def _left_by_source(table: str, row: str, columns: Sequence[str], scale: Scale, place: Place) -> list[str]:
+    """How many of the images shown to `row` their own source gets right, where it is most: then the attack failed."""
+    left = {}
+    for name in columns:
+        groups, _ = measurements(table, row, name, "transfer", scale)
+        own = [tables.right([replace(each, target=each.source) for each in group], place) for group in groups]
+        shares = [float(each.mean()) for each in own if each is not None]
+        if shares and mean(shares) > WEAK:
+            left[name] = f"{100 * mean(shares):.1f} % under {_listed([name])}"
+    return (
+        [f"of these images their own source gets right {', '.join(left.values())}: little can transfer"] if left else []
+    )
 
 
 def _seeds_of_all(columns: Sequence[Sequence[Sequence[Sequence[Measurement]]]], place: Place) -> set[int] | None:
