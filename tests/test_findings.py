@@ -80,6 +80,7 @@ def test_images_that_hardly_fool_their_own_source_are_told(left: int, told: bool
         store(transfers(role)[0], first(80), place)
     store(transfers("source")[0], first(left), place)
     (text,) = map(str, answers(AGAINST_OTHER, "cpu", place))
+    assert ("own source" in text) == told
     assert ("; of these images their own source gets right 60.0 % under BIM: little can transfer." in text) == told
 
 
