@@ -113,6 +113,7 @@ def questions(data: str) -> list[Question]:
 
     main = f"Cascade, {robustness.main(data)}"
     widths = tuple(each.name for each in robustness.TABLES[f"width-{data}"].columns if each.attack != "Clean")
+    deciding = widths[:1] if data == "mnist" else widths  # of digits all images, of which the others are a part
     names = {row.name for row in table.rows}
     asked = [
         Question(
@@ -147,8 +148,8 @@ def questions(data: str) -> list[Question]:
             f"width-{data}",
             tuple((f"width {wide}", f"width {narrow}") for narrow, wide in pairwise(robustness.WIDTHS[data])),
             "white-box",
-            widths[:1] if data == "mnist" else widths,  # of digits all images, of which the others are a part
-            beside=(*(widths[1:] if data == "mnist" else ()), "Clean"),
+            deciding,
+            beside=(*widths[len(deciding) :], "Clean"),
         ),
     ]
     rows = {name: {row.name for row in table.rows} for name, table in robustness.TABLES.items()}

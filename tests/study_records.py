@@ -4,7 +4,22 @@ import numpy as np
 import pandas as pd
 
 from defendpp import records
-from defendpp.study import Measurement, Place
+from defendpp.study import Measurement, Place, measurements
+
+
+def first(k: int, n: int = 100) -> list[bool]:
+    """The first k of n images are right."""
+    return [True] * k + [False] * (n - k)
+
+
+def of_role(role: str, attack: str, *, white_box: bool) -> list[Measurement]:
+    """What table 2 measures of a role under an attack, by seed."""
+    found = {
+        each.target.seed: each
+        for each in measurements("table2", "cpu")
+        if each.target.role == role and each.attack and each.attack.name == attack and each.is_white_box == white_box
+    }
+    return [found[seed] for seed in sorted(found)]
 
 
 def store(job: Measurement, correct: list[bool], place: Place, l2: float = 1.5, weights: str = "") -> None:

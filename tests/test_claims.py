@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from study_records import store
+from study_records import first, of_role, store
 
 from defendpp.claims import budget_and_removal, orders, reproduced
 from defendpp.questions import OTHER
@@ -15,22 +15,8 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path / "results", tmp_path / "work")
 
 
-def first(k: int, n: int = 100) -> list[bool]:
-    return [True] * k + [False] * (n - k)
-
-
-def of_ours(attack: str, *, white_box: bool) -> list[Measurement]:
-    """By seed."""
-    found = {
-        each.target.seed: each
-        for each in measurements("table2", "cpu")
-        if each.target.role == "ours" and each.attack and each.attack.name == attack and each.is_white_box == white_box
-    }
-    return [found[seed] for seed in sorted(found)]
-
-
 def transfers(attack: str) -> list[Measurement]:
-    return of_ours(attack, white_box=False)
+    return of_role("ours", attack, white_box=False)
 
 
 def test_nothing_is_claimed_of_what_was_not_measured(place: Place) -> None:
@@ -43,7 +29,7 @@ def test_published_numbers_are_held_against_both_protocols(place: Place) -> None
     """86.81 and 55.37 are published of FGSM and BIM; tables 1, 2 and 7 share these cells, which are told once."""
     for job in transfers("fgsm"):
         store(job, first(87), place)
-    for jobs, kept in ((transfers("bim"), 90), (of_ours("bim", white_box=True), 0)):
+    for jobs, kept in ((transfers("bim"), 90), (of_role("ours", "bim", white_box=True), 0)):
         for each in jobs:
             store(each, first(kept), place)
     told = reproduced("cpu", place).splitlines()

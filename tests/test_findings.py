@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from study_records import store
+from study_records import first, of_role, store
 
 from defendpp import intervals
 from defendpp.findings import Question, answers, contrast, failures, in_short
@@ -24,29 +24,12 @@ def place(tmp_path: Path) -> Place:
 
 def transfers(role: str, attack: str = "bim") -> list[Measurement]:
     """By seed."""
-    found = [
-        each
-        for each in measurements("table2", "cpu")
-        if each.target.role == role
-        and each.attack
-        and each.attack.name == attack
-        and (role == "source" or not each.is_white_box)
-    ]
-    return sorted(found, key=lambda each: each.target.seed)
+    return of_role(role, attack, white_box=False)
 
 
 def white_boxes(role: str, attack: str) -> list[Measurement]:
     """By seed."""
-    found = {
-        each.target.seed: each
-        for each in measurements("table2", "cpu")
-        if each.target.role == role and each.attack and each.attack.name == attack and each.is_white_box
-    }
-    return [found[seed] for seed in sorted(found)]
-
-
-def first(k: int, n: int = 100) -> list[bool]:
-    return [True] * k + [False] * (n - k)
+    return of_role(role, attack, white_box=True)
 
 
 def test_every_question_is_about_rows_and_columns_that_there_are() -> None:
@@ -78,7 +61,7 @@ def test_three_seeds_are_paired_and_averaged(place: Place) -> None:
 def test_images_that_hardly_fool_their_own_source_are_told(left: int, told: bool, place: Place) -> None:
     for role in ("ours", "none"):
         store(transfers(role)[0], first(80), place)
-    store(transfers("source")[0], first(left), place)
+    store(white_boxes("source", "bim")[0], first(left), place)
     (text,) = map(str, answers(AGAINST_OTHER, "cpu", place))
     assert ("own source" in text) == told
     assert ("; of these images their own source gets right 60.0 % under BIM: little can transfer." in text) == told

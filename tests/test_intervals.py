@@ -128,6 +128,16 @@ def test_the_median_shift_lies_between_order_statistics() -> None:
         intervals.median_shift(np.ones(2), np.ones(3))
 
 
+def test_a_mean_shift_is_never_surer_than_its_pairs_and_bounds_nothing_where_an_attack_failed() -> None:
+    far, near = np.arange(1.0, 101.0), np.zeros(100)
+    same = [intervals.median_shift(far, near)] * 2
+    assert (intervals.mean_shift(same).low, intervals.mean_shift(same).high) == (same[0].low, same[0].high)
+    failed = intervals.mean_shift([same[0], intervals.median_shift(np.full(100, np.inf), near)])
+    assert (failed.low, failed.high) == (-np.inf, np.inf)
+    with pytest.raises(ValueError, match="needs two or more pairs, but got 1"):
+        intervals.mean_shift(same[:1])
+
+
 def test_chance_is_a_guess_or_the_commonest_label() -> None:
     assert intervals.chance(np.arange(20) % 10, 10) == 0.1
     assert intervals.chance(np.arange(20) % 2, 10) == 0.5

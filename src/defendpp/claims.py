@@ -1,6 +1,5 @@
 """What the paper claims, held against records: its numbers, the order of the attacks, the budget, what is removed."""
 
-from collections.abc import Sequence
 from itertools import pairwise
 from statistics import mean
 
@@ -11,7 +10,7 @@ from defendpp import intervals, paper, study, tables
 from defendpp.findings import PROTOCOLS, measurements, right
 from defendpp.paper import FIGURE6_EPSILONS, Protocol, Scale
 from defendpp.questions import FARTHER, OTHER
-from defendpp.study import TABLES, Measurement, Picture, Place, figure6
+from defendpp.study import TABLES, Picture, Place, figure6
 
 DEFENDPP = ("ours", "ours + GN")
 """Roles whose published numbers are the paper's claim."""
@@ -30,14 +29,15 @@ def reproduced(scale: Scale, place: Place) -> str:
             for column in (each for each in table.columns if each.name in row.published):
                 cells = study.cell(table, row, column, scale)
                 key = tuple(each.key for groups in cells for group in groups for each in group)
-                found = [_estimate(groups, place) for groups in cells]
+                found = [right(name, row.name, [column.name], protocol, scale, place) for protocol in PROTOCOLS]
                 if key in lines or not any(found):
                     continue
                 reported, told = row.published[column.name], []
-                for protocol, each in zip(PROTOCOLS, found, strict=True):
-                    if each is None:
+                for protocol, by_seed in zip(PROTOCOLS, found, strict=True):
+                    if not by_seed:
                         told.append("– |")
                     else:
+                        each = tables.estimate([*by_seed.values()])
                         within[protocol].append(100 * each.low <= reported <= 100 * each.high)
                         interval = f"{100 * each.low:.1f}–{100 * each.high:.1f}"
                         told.append(f"{100 * each.value:.1f} ({interval}) | {'yes' if within[protocol][-1] else 'no'}")
@@ -56,14 +56,6 @@ def reproduced(scale: Scale, place: Place) -> str:
             *sorted(lines.values(), key=lambda line: line.split("|")[1]),
         ]
     )
-
-
-def _estimate(
-    groups: Sequence[Sequence[Measurement]], place: Place
-) -> intervals.Accuracy | intervals.MeanAccuracy | None:
-    """Accuracy over the seeds that were measured."""
-    found = [each for each in (tables.right(group, place) for group in groups) if each is not None]
-    return tables.estimate(found) if found else None
 
 
 def budget_and_removal(scale: Scale, place: Place) -> list[str]:

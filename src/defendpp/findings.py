@@ -227,16 +227,14 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
 
 def _left_by_source(table: str, row: str, columns: Sequence[str], scale: Scale, place: Place) -> list[str]:
     """How many of the images shown to `row` their own source gets right, where it is most: then the attack failed."""
-    left = {}
+    left = []
     for name in columns:
         groups, _ = measurements(table, row, name, "transfer", scale)
         own = [tables.right([replace(each, target=each.source) for each in group], place) for group in groups]
         shares = [float(each.mean()) for each in own if each is not None]
         if shares and mean(shares) > WEAK:
-            left[name] = f"{100 * mean(shares):.1f} % under {_listed([name])}"
-    return (
-        [f"of these images their own source gets right {', '.join(left.values())}: little can transfer"] if left else []
-    )
+            left.append(f"{100 * mean(shares):.1f} % under {_listed([name])}")
+    return [f"of these images their own source gets right {', '.join(left)}: little can transfer"] if left else []
 
 
 def _seeds_of_all(columns: Sequence[Sequence[Sequence[Sequence[Measurement]]]], place: Place) -> set[int] | None:
@@ -255,10 +253,12 @@ def _seeds_of_all(columns: Sequence[Sequence[Sequence[Sequence[Measurement]]]], 
 def _words(judged: Mapping[str, Contrast], *, named: bool) -> list[str]:
     """What the contrasts come to, with the names of their columns."""
     words = {name: each.word for name, each in judged.items() if each.best > FLOOR}
-    parts = [(f"{word} under", [name for name, its in words.items() if its == word]) for word in WORDS]
-    parts.append(("neither withstands", [name for name in judged if name not in words]))
-    told = [(word, names) for word, names in parts if names]
-    return [f"{word} {_listed(names)}" if named else word.removesuffix(" under") for word, names in told]
+    by_word = {word: [name for name, its in words.items() if its == word] for word in WORDS}
+    parts = [f"{word} under {_listed(names)}" if named else word for word, names in by_word.items() if names]
+    fell = [name for name in judged if name not in words]
+    if fell:
+        parts.append(f"neither withstands {_listed(fell)}" if named else "neither withstands")
+    return parts
 
 
 def _reach(shifts: Sequence[intervals.Shift]) -> str:

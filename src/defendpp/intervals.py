@@ -168,9 +168,8 @@ def mean_difference(by_seed: Sequence[Difference]) -> MeanDifference:
     """
     n = _common_size([each.n for each in by_seed], "pairs")
     values = tuple(each.value for each in by_seed)
-    value, half = _student(values)
-    low, high = (float(np.mean([getattr(each, end) for each in by_seed])) for end in ("low", "high"))
-    return MeanDifference(value, max(-1.0, min(low, value - half)), min(1.0, max(high, value + half)), n, values)
+    value, low, high = _over_pairs(values, by_seed)
+    return MeanDifference(value, max(-1.0, low), min(1.0, high), n, values)
 
 
 def _common_size(sizes: Sequence[int], of: str) -> int:
@@ -178,6 +177,15 @@ def _common_size(sizes: Sequence[int], of: str) -> int:
     if len(sizes) < 2 or len(set(sizes)) > 1:
         raise ValueError(f"a mean over seeds needs two or more {of} on the same images, but got {sizes}")
     return sizes[0]
+
+
+def _over_pairs(
+    values: Sequence[float], by_seed: "Sequence[Difference] | Sequence[Shift]"
+) -> tuple[float, float, float]:
+    """The mean of the pairs' values; Student's interval, or the mean of their own intervals where that is wider."""
+    value, half = _student(values)
+    low, high = (float(np.mean([getattr(each, end) for each in by_seed])) for end in ("low", "high"))
+    return value, min(low, value - half), max(high, value + half)
 
 
 def _student(values: Sequence[float]) -> tuple[float, float]:
@@ -265,9 +273,7 @@ def mean_shift(by_seed: Sequence[Shift]) -> MeanShift:
     ends = [end for each in by_seed for end in (each.low, each.high)]
     if np.isinf([*medians, *ends]).any():
         return MeanShift(sum(medians) / len(medians), -inf, inf, n, medians)
-    value, half = _student(medians)
-    low, high = (float(np.mean([getattr(each, end) for each in by_seed])) for end in ("low", "high"))
-    return MeanShift(value, min(low, value - half), max(high, value + half), n, medians)
+    return MeanShift(*_over_pairs(medians, by_seed), n, medians)
 
 
 def _ranked(values: Float[np.ndarray, " n"]) -> tuple[float, float]:

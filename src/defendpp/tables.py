@@ -5,14 +5,14 @@ there are fewer. A cell without a number says why in a note.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import pyarrow.parquet as pq
 
-from defendpp import intervals, paper, records, study
+from defendpp import intervals, records, study
 from defendpp.intervals import Accuracy, MeanAccuracy
 from defendpp.paper import Column, Row, Scale, Table
 from defendpp.study import TABLES, Measurement, Place, cell
@@ -121,7 +121,7 @@ def printed(name: str, scale: Scale, place: Place) -> Printed:
     numbers: list[tuple[int, int]] = []
     for row in table.rows:
         lines: dict[str, list[Cell]] = {line: [] for line in LINES}
-        usual = study.seeds(replace(row, seeds=()), table, scale)
+        usual = _usual(row.role, table, scale)
         for column in table.columns:
             value = row.published.get(column.name)
             lines["reported"].append(Cell("", "paper") if value is None else Cell(f"{value:.2f}"))
@@ -129,6 +129,11 @@ def printed(name: str, scale: Scale, place: Place) -> Printed:
                 lines[line].append(_measured(measurements, row, column, line, usual, place, numbers))
         rows += [(row.name if line == shown[0] else "", line, lines[line]) for line in shown]
     return Printed(table.title, [column.name for column in table.columns], rows, _note(rows, numbers, table, scale))
+
+
+def _usual(role: str, table: Table, scale: Scale) -> tuple[int, ...]:
+    """Training seeds of a row of this role that has none of its own."""
+    return study.seeds(Row("", role, {}), table, scale)
 
 
 def _lines(table: Table) -> list[str]:
@@ -196,11 +201,10 @@ def _note(
         note += "; mean over the training seeds where a cell has several"
     note += "."
     if numbers:
-        usual = [str(seed) for seed in (table.seeds if scale == "cpu" else (1,))]
-        note += f" Training seed{'s' * (len(usual) > 1)} {', '.join(usual)}"
-        sources = [str(paper.SOURCE_SEEDS[int(seed)]) for seed in usual]
+        usual, sources = (_usual(role, table, scale) for role in ("", "source"))
+        note += f" Training seed{'s' * (len(usual) > 1)} {', '.join(map(str, usual))}"
         if any(row.role == "source" for row in table.rows):
-            note += f", of the sources (“No defense”) {', '.join(sources)}"
+            note += f", of the sources (“No defense”) {', '.join(map(str, sources))}"
         note += ", where a cell names no other."
     lines = {line for _, line, _ in rows}
     if any("median" in each.text for _, _, cells in rows for each in cells):
