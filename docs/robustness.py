@@ -136,10 +136,18 @@ def questions(data: str) -> list[Question]:
             *(("noise + consistency", each) for each in ("Adv. FGSM", "Adv. DDN", "Adv. PGD") if each in names),
         ),
         ask("Against a threshold", ("noise + consistency", "0/1 images")),
+        ask("What does noise add to a threshold?", ("0/1 images + noise", "0/1 images")),
         Question(
             f"Against a threshold, in L2 ({about})",
             f"robust-{data}",
             (("noise + consistency", "0/1 images"),),
+            "white-box",
+            tuple(each for each in budgets if each.startswith("L2")),
+        ),
+        Question(
+            f"What does noise add to a threshold, in L2? ({about})",
+            f"robust-{data}",
+            (("0/1 images + noise", "0/1 images"),),
             "white-box",
             tuple(each for each in budgets if each.startswith("L2")),
         ),
@@ -199,7 +207,7 @@ def _trainings(place: Place) -> list[str]:
         "undefended network's, counted and not measured. Minutes are of the row's own training on one core of a "
         "machine that was busy with other "
         "work, now more, now less: orders of magnitude. The classifier, and so its use, is the same in all rows, but "
-        "for the threshold before that of “0/1 images”.",
+        "for the threshold before those of “0/1 images”.",
         "\n".join(lines),
     ]
 

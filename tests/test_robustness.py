@@ -88,14 +88,16 @@ def test_the_worst_of_all_is_over_every_attack_and_the_undefended_twins_images()
 
 
 def test_thresholds_are_attacked_through_both_gradients() -> None:
-    for group in of("robust-mnist", "0/1 images", "L∞ 0.2"):
-        assert [each.through for each in group] == ["straight-through", "identity"]
+    for row in ("0/1 images", "0/1 images + noise"):
+        for group in of("robust-mnist", row, "L∞ 0.2"):
+            assert [each.through for each in group] == ["straight-through", "identity"]
 
 
 def test_thresholds_are_attacked_by_pixel_flips_in_l2() -> None:
-    ((flips,),) = of("robust-mnist", "0/1 images", "L2 2")
-    assert flips.attack is not None
-    assert (flips.attack.name, flips.attack.epsilon, flips.through) == ("pixel_flips", 2.0, "identity")
+    for row in ("0/1 images", "0/1 images + noise"):
+        ((flips,),) = of("robust-mnist", row, "L2 2")
+        assert flips.attack is not None
+        assert (flips.attack.name, flips.attack.epsilon, flips.through) == ("pixel_flips", 2.0, "identity")
     ((usual,),) = of("robust-mnist", "noise", "L2 2")
     assert usual.attack is not None
     assert usual.attack.name == "cascade"

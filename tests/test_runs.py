@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from scipy.stats import norm
 from torch import nn
 
 from defendpp import networks, runs
@@ -180,8 +181,12 @@ def test_recipes_differ_in_their_hash_and_say_what_they_are() -> None:
         ({"learning": "alternating", "defence": "none"}, "alternating learning needs a decoder"),
         ({"defence": "adversarial", "noise": 0.1}, r"the defence \"adversarial\" takes no noise, but noise is 0\.1"),
         (
-            {"defence": "binarise", "consistency": 1.0},
-            "consistency goes with the defences none and defend, not with bin",
+            {"defence": "adversarial", "consistency": 1.0},
+            'consistency goes with the defence "none" or "defend" or "binarise", not with "adversarial"',
+        ),
+        (
+            {"defence": "binarise", "curvature": 1.0},
+            'curvature goes with the defence "none" or "defend", not with "bin',
         ),
         ({"defence": "adversarial", "clean_weight": 1.5}, r"clean_weight must be in \[0, 1\], not 1\.5"),
         ({"defence": "adversarial", "attack": "fgsm", "attack_steps": 3}, "only pgd and ddn have them, not 3"),
@@ -335,16 +340,31 @@ def test_a_recipe_with_every_term_is_trained_and_read(data: Data, tmp_path: Path
     assert "consistency 5" in str(recipe)
 
 
+def test_noise_comes_before_a_threshold(data: Data) -> None:
+    """So that it flips pixels: of those at 0 as many as there are normal numbers above 0.5 / 0.4."""
+    recipe = dataclasses.replace(PLAIN, defence="binarise", noise=0.4, consistency=5.0)
+    recipe.check()
+    assert str(recipe) == "0/1 images + noise 0.4 + consistency 5"
+    purified = build_classifier(recipe, 4, (1, 28, 28))
+    assert isinstance(purified, Purified)
+    seen: list[torch.Tensor] = []
+    purified.classifier.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    _, labels = data.train.batch(range(16))
+    terms = build_objective(recipe, purified, (1, 28, 28))(purified, torch.zeros(16, 1, 28, 28), labels)
+    assert set(terms) == {"classification", "consistency"}
+    (bits,) = seen
+    assert set(bits.unique().tolist()) == {0.0, 1.0}
+    assert bits.shape == (32, 1, 28, 28)
+    assert abs(float(bits.mean()) - norm.sf(0.5 / 0.4)) < 0.01
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
         ({"consistency": -1.0}, "consistency must be at least 0, not -1"),
         ({"consistency": 1.0, "noise": 0.0}, "compare noisy copies: noise must be above 0"),
-        ({"bottleneck": 1.0, "defence": "none"}, "bottleneck needs the shared blocks"),
-        (
-            {"curvature": 1.0, "defence": "adversarial", "noise": 0.0},
-            "curvature goes with the defences none and defend",
-        ),
+        ({"bottleneck": 1.0, "defence": "none"}, 'bottleneck goes with the defence "defend", not with "none"'),
+        ({"curvature": 1.0, "defence": "adversarial", "noise": 0.0}, 'goes with the defence "none" or "defend", not'),
         ({"coarse_noise": 2.0}, "coarse_noise must be in"),
     ],
 )

@@ -11,6 +11,13 @@ OF_ONE_DEFENCE = {
     "comdefend": ("mean_pixel",),
 }
 """Fields that say nothing with another defence, and so are refused with it."""
+PENALTIES = {
+    "consistency": ("none", "defend", "binarise"),
+    "bottleneck": ("defend",),
+    "gradient_penalty": ("none", "defend"),
+    "curvature": ("none", "defend"),
+}
+"""Weights of what keeps answers steady, and the defences that they go with: a threshold passes no gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +45,7 @@ class Recipe:
     """none: cross-entropy (with noise: Gaussian augmentation). defend: Defend++. adversarial: on attacked images.
     comdefend: ComDefend in front of the classifier of `start`, which stays as it is; the width is that of `start`, and
     at 64 ComDefend is as published.
-    binarise: trained and used behind a threshold at 0.5."""
+    binarise: trained and used behind a threshold at 0.5, which the noise comes before."""
     noise: float = 0.0
     """Standard deviation of Gaussian noise on the input, in pixel units; Defend++ rebuilds the clean image."""
     clip_noise: bool = False
@@ -134,17 +141,16 @@ class Recipe:
                 raise ValueError(f"{name} must be above 0{rest}, not {getattr(self, name)}")
         if self.training_images is not None and self.training_images < 2:
             raise ValueError(f"training_images must be at least 2, not {self.training_images}")
-        for name in ("consistency", "bottleneck", "gradient_penalty", "curvature"):
+        for name, defences in PENALTIES.items():
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
-            if getattr(self, name) and self.defence not in ("none", "defend"):
-                raise ValueError(f"{name} goes with the defences none and defend, not with {self.defence}")
+            if getattr(self, name) and self.defence not in defences:
+                known = " or ".join(f'"{each}"' for each in defences)
+                raise ValueError(f'{name} goes with the defence {known}, not with "{self.defence}"')
         if not 0 <= self.coarse_noise <= 1:
             raise ValueError(f"coarse_noise must be in [0, 1], not {self.coarse_noise}")
         if (self.consistency or self.bottleneck) and not self.noise:
             raise ValueError("consistency and bottleneck compare noisy copies: noise must be above 0")
-        if self.bottleneck and self.defence != "defend":
-            raise ValueError(f'bottleneck needs the shared blocks of defence "defend", not "{self.defence}"')
         for name in ("noise", "full_scale_weight", "scale_weight", "momentum", "weight_decay"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
@@ -154,7 +160,7 @@ class Recipe:
             raise ValueError(f"batch_size must be at least 2, because of batch normalisation, not {self.batch_size}")
         if self.clip_norm is not None and not self.clip_norm > 0:
             raise ValueError(f"clip_norm must be above 0, not {self.clip_norm}")
-        if self.defence in ("adversarial", "binarise") and self.noise:
+        if self.defence == "adversarial" and self.noise:
             raise ValueError(f'the defence "{self.defence}" takes no noise, but noise is {self.noise}')
         if not 0 <= self.clean_weight <= 1:
             raise ValueError(f"clean_weight must be in [0, 1], not {self.clean_weight}")
@@ -201,6 +207,5 @@ class Recipe:
         }
         parts = names[self.defence]
         parts += [f"noise {self.noise:g}"] if self.noise else []
-        steadied = ("consistency", "bottleneck", "gradient_penalty", "curvature")
-        parts += [f"{name.replace('_', ' ')} {getattr(self, name):g}" for name in steadied if getattr(self, name)]
+        parts += [f"{name.replace('_', ' ')} {getattr(self, name):g}" for name in PENALTIES if getattr(self, name)]
         return " + ".join(parts) or "no defence"

@@ -80,6 +80,7 @@ def _robust(data: str) -> Table:
         Row("noise", "loud", {}),
         Row("noise + decoder", "loud, decoder", {}),
         Row("noise + consistency", "steady", {}),
+        *((Row("0/1 images + noise", "0/1 images, loud", {}),) if is_digits else ()),
         *((Row("noise, twice as long", "loud, longer", {}), *DECODERS) if is_digits else ()),
         Row("Adv. FGSM", "adv-fgsm", {}),
         Row("Adv. DDN", "adv-ddn", {}),
@@ -207,10 +208,11 @@ def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recip
         "loud, full scale": replace(decoder, scale_weight=0.0),
         "loud, hourglass": replace(decoder, decoder="hourglass"),
         "steady": steady,
+        "0/1 images, loud": replace(loud, defence="binarise"),
         "steady, decoder": replace(decoder, consistency=steady.consistency),
         **{name: replace(steady, width=width) for width, name in WIDE.items()},
     }[role]
 
 
-ROLES = ("0/1 images", "loud", "loud, longer", "loud, decoder", "loud, full scale", "loud, hourglass", "steady",
-         "steady, decoder", *WIDE.values())  # fmt: skip
+ROLES = ("0/1 images", "0/1 images, loud", "loud", "loud, longer", "loud, decoder", "loud, full scale",
+         "loud, hourglass", "steady", "steady, decoder", *WIDE.values())  # fmt: skip

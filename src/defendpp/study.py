@@ -23,6 +23,8 @@ NAMES = ("table2", "table1", "table3", "table5", "table7", "variations", *paper.
 
 TABLES = {**paper.TABLES, **robustness.TABLES}
 """Those of the paper, and those beyond it."""
+ONE_WAY = ("pixel_flips", "square", "smoothing")
+"""Attacks that another gradient of a purifier would make no different."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +291,7 @@ def cell(
         elif column.source in (None, network) and "white-box" in column.protocols:
             every = [robustness.fitting(attacks[name], target.recipe) for name in (column.attack, *column.also)]
             white_box.append(
-                [Measurement(target, target, each, few, way) for each in every for way in _ways(role, each)]
+                [Measurement(target, target, each, few, way) for each in every for way in _ways(target.recipe, each)]
             )
             if column.twin:
                 seed = paper.ONE_SEED[table.data] if scale == "cpu" else 1
@@ -298,11 +300,11 @@ def cell(
     return transfer, white_box
 
 
-def _ways(role: str, attack: Attack) -> tuple[str, ...]:
-    """How gradients pass what stands in front of the classifier of this role, if anything does."""
-    if role not in ("comdefend", "0/1 images"):
+def _ways(recipe: Recipe, attack: Attack) -> tuple[str, ...]:
+    """How gradients pass what stands in front of the classifier that was trained so, if anything does."""
+    if recipe.defence not in ("comdefend", "binarise"):
         return ("",)
-    return ("identity",) if attack.name == "pixel_flips" else STAND_INS
+    return ("identity",) if attack.name in ONE_WAY else STAND_INS
 
 
 def figure6(scale: Scale) -> dict[tuple[str, str], list[Measurement]]:
