@@ -42,6 +42,7 @@ def candidates(data: str) -> dict[str, Recipe]:
         made |= {
             "noise 0.5 + consistency 20 in batches of 128": replace(steady, consistency=20.0, batch_size=128),
             "noise 0.5 + consistency 20 in batches of 32": replace(steady, consistency=20.0, batch_size=32),
+            "noise 0.5 + consistency 20, twice as long": replace(steady, consistency=20.0, epochs=2 * steady.epochs),
             "noise 0.4 + consistency 20": replace(steady, consistency=20.0, noise=0.4),
             "noise 0.6 + consistency 20": replace(steady, consistency=20.0, noise=0.6),
             "half the noise's variance coarse": replace(loud, coarse_noise=0.5),
