@@ -30,12 +30,13 @@ def page(place: Place = PLACE) -> str:
         "# The paper's study, reported beside measured",
         "<!-- Written by docs/study.py from results/study; do not edit. -->",
         "Every table and figure of Liu et al., “Defending Adversarial Examples via DNN Bottleneck Reinforcement” (ACM "
-        "MM 2020), measured again. `defendpp reproduce all` does what is missing; `defendpp reproduce table1 --show` "
+        "MM 2020), measured again as far as it is done. `defendpp reproduce all` does what is missing; `defendpp reproduce table1 --show` "
         "prints what is there.",
         "## How to read it",
         "The paper calls its setting white-box. The scripts that its first author published make the adversarial "
-        "images once, on the undefended classifier, and show them to every other network, and the order of the numbers "
-        "printed of its own defence is natural for that and not what attacks give that succeed on each network itself. "
+        "images once, on the undefended classifier, and show them to every other network, and on MNIST and CIFAR-10 with "
+        "ResNet-18 the order of the numbers printed of its own defence is natural for that, and not what attacks give "
+        "that succeed on each network itself; with other networks and on ImageNet it is that of neither (below). "
         "So each table has three lines a row: *reported*; *paper's protocol*, which follows those scripts; and "
         "*white-box*, each network attacked through its own gradients. It is a reading of the evidence, not an "
         "accusation.",
@@ -50,8 +51,9 @@ def page(place: Place = PLACE) -> str:
         "worth not to be the source. Fine-tuned rows, Adv. DDN and ComDefend descend from the source, as in the "
         "released scripts, and Adv. FGSM on a fixed set was trained on its images.\n"
         f"- **Training seeds** {seeds} for ResNet-18 on MNIST ({_own_seeds()}); {paper.ONE_SEED['mnist']} for VGG16, "
-        "ResNet-50 and what is shown across networks on MNIST; elsewhere 1. Attacks: seed 0. The weights of the first "
-        "seed were lost half-way: what had not been measured of it by then is measured of the other seeds only.\n"
+        "ResNet-50 and what is shown across networks on MNIST; elsewhere 1. Attacks: seed 0. Training does not give the "
+        "same weights on every processor, and those of the first seed are not kept: what was added later is measured of "
+        "the other seeds only.\n"
         "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "
         "where that is wider. Differences are paired, image by image: Newcombe's interval for one seed, over several "
         "seeds Student's, or Newcombe's where that is wider, with the difference of each seed in brackets. None is "
@@ -65,8 +67,9 @@ def page(place: Place = PLACE) -> str:
         "interval of the mean of their medians excludes 0.\n"
         "- **White-box** is FGSM, BIM, PGD (cross-entropy, one start), C&W and DDN, as in the paper: upper bounds of "
         "robust accuracy; tables 2, 3, 5 and 6 have the cascade beside them, which ends in random search. C&W has the "
-        "paper's 5 times 20 steps and does not converge in them: where it needs more than DDN, or leaves images "
-        "right, that is its failure. Which of their cells show a failed attack is listed below.\n"
+        "paper's 5 times 20 steps and does not converge in them. C&W and DDN may go any distance: where one of them "
+        "needs more than the other, or leaves images right, that is its failure and no robustness, as of DDN on VGG16. "
+        "Which cells of FGSM, BIM and PGD show a failed attack is listed below.\n"
         "- **Images**: where a cell has fewer than all test images, they are one random subset, the same for all rows; "
         f"{_subset(place)}compare cells of one number of images only.\n"
         "- **Selection**: the epoch with the best accuracy on clean validation images; of the rows called "
@@ -106,6 +109,7 @@ def page(place: Place = PLACE) -> str:
         "table2": ("ours", "Adv. FGSM", "Adv. DDN", "Adv. PGD"),
         "table3": ("ours",),
         "table4": ("ours",),
+        "table5": ("ours (VGG16)", "ours (ResNet-50)"),
     }.items():
         for row in rows:
             found = claims.orders(name, "cpu", place, row)
@@ -145,11 +149,11 @@ def _subset(place: Place) -> str:
 def _own_seeds() -> str:
     """Rows of tables 1 and 2, and tables on the same networks, that have training seeds of their own."""
     rows = [(row.name, row.seeds) for name in ("table1", "table2") for row in paper.TABLES[name].rows if row.seeds]
-    shown = [*rows, ("“What the paper leaves open”", paper.TABLES["variations"].seeds)]
+    shown = [*rows, ("What the paper leaves open", paper.TABLES["variations"].seeds)]
     by_seeds = {
         seeds: [name for name, its in shown if its == seeds] for seeds in dict.fromkeys(its for _, its in shown)
     }
-    return "; ".join(f"{', '.join(names)}: {' and '.join(map(str, seeds))}" for seeds, names in by_seeds.items())
+    return "; ".join(f"{', '.join(f'“{name}”' for name in names)}: {' and '.join(map(str, seeds))}" for seeds, names in by_seeds.items())
 
 
 def _imagenet() -> str:

@@ -408,7 +408,7 @@ def reproduce(
 
     Args:
         names: table1 to table8, figure2, figure5 to figure8, variations (what the paper leaves open); or all of these.
-            Beyond the paper: robust-mnist, record-mnist, width-mnist, the same of cifar10, and adaptive-mnist.
+            Beyond the paper: robust-mnist, record-mnist, width-mnist, the same of cifar10, parts-mnist, adaptive-mnist.
         scale: paper: the paper's networks and epochs, for a graphics card. cpu: the same, narrower and shorter.
         results: Folder of what is kept: records, results of trainings, tables, figures (default: results/study, or
             results/study-paper at the paper's scale).

@@ -193,8 +193,10 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
         [measurements(question.table, row, name, question.protocol, scale)[0] for row in (a, b)]
         for name in question.columns
     ]
-    shared = _seeds_of_all(cells, place)
-    each = {name: compared(name, among=shared) for name in question.columns}
+    done = dict(zip(question.columns, (_seeds_of_both(pair, place) for pair in cells), strict=True))
+    shared = _judged_seeds(list(done.values()), together=question.together)
+    fewer = [] if question.together else [name for name in question.columns if done[name] and not shared <= done[name]]
+    each = {name: compared(name, among=None if name in fewer else shared) for name in question.columns}
     beside = {name: compared(name, among=shared) or compared(name) for name in question.beside}
     together = {"all of these": compared(*question.columns, among=shared)} if question.together else {}
     shifts = _shifts(question, a, b, scale, place, shared)
@@ -209,9 +211,11 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
     if question.protocol == "transfer":
         shown = [name for name, found in each.items() if found is not None]
         told += _left_by_source(question.table, a, shown, scale, place)
-    judged = {name: found for name, found in (together or each).items() if found is not None}
+    judged = {name: found for name, found in (together or each).items() if found is not None and name not in fewer}
     missing = [name for name, found in each.items() if found is None]
-    yet = f"not measured yet: {_listed(missing)}"
+    yet = f"not measured yet: {_listed(missing)}" if missing else ""
+    if fewer:
+        yet += f"{'; ' * bool(yet)}not judged, of fewer training seeds: {_listed(fewer)}"
     planned = min(len(seeds) for pair in cells for seeds in pair)
     if not judged:
         return Answer((a, b), yet if len(missing) < len(each) else "not measured yet", "; ".join(told), 0, planned)
@@ -221,7 +225,7 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
     price = beside.get("Clean")
     if price is not None and price.word in WORDS[:2]:
         parts.append(f"Clean {100 * price.difference.value:+.1f} points")
-    verdict = "; ".join(parts) + f" ({yet})" * bool(missing)
+    verdict = "; ".join(parts) + f" ({yet})" * bool(yet)
     return Answer((a, b), verdict, "; ".join(told), min(found.seeds for found in judged.values()), planned)
 
 
@@ -237,17 +241,22 @@ def _left_by_source(table: str, row: str, columns: Sequence[str], scale: Scale, 
     return [f"of these images their own source gets right {', '.join(left)}: little can transfer"] if left else []
 
 
-def _seeds_of_all(columns: Sequence[Sequence[Sequence[Sequence[Measurement]]]], place: Place) -> set[int] | None:
-    """The training seeds of which every column that was measured at all has both rows: one verdict must not be of one
-    seed here and of another there. None where there are none."""
-    measured = []
-    for pair in columns:
-        done = (
-            {group[0].target.seed for group in groups if all(each.is_done(place) for each in group)} for groups in pair
-        )
-        measured.append(set.intersection(*done))
-    found = [seeds for seeds in measured if seeds]
-    return (set.intersection(*found) or None) if found else None
+def _seeds_of_both(rows: Sequence[Sequence[Sequence[Measurement]]], place: Place) -> set[int]:
+    """The training seeds of which a column has both rows."""
+    done = ({group[0].target.seed for group in groups if all(each.is_done(place) for each in group)} for groups in rows)
+    return set.intersection(*done)
+
+
+def _judged_seeds(columns: Sequence[set[int]], *, together: bool) -> set[int]:
+    """The training seeds that a verdict is of: one must not be of one seed here and of another there.
+
+    Taken together, columns have those in common. Each by itself, it is the seeds of the column that has the most, and
+    columns that lack one of them are not judged: to discard a seed that was measured could turn a verdict around.
+    """
+    found = [seeds for seeds in columns if seeds]
+    if not found:
+        return set()
+    return set.intersection(*found) if together else max(found, key=len)
 
 
 def _words(judged: Mapping[str, Contrast], *, named: bool) -> list[str]:
@@ -291,14 +300,14 @@ def _reported(question: Question, a: str, b: str, column: str) -> str:
 
 
 def _shifts(
-    question: Question, a: str, b: str, scale: Scale, place: Place, among: Collection[int] | None
+    question: Question, a: str, b: str, scale: Scale, place: Place, among: Collection[int]
 ) -> list[intervals.Shift]:
     """How much farther the nearer of the minimal-norm attacks must go on a than on b, by training seed."""
     if not question.nearest:
         return []
     first, second = (_distances(question, row, scale, place) for row in (a, b))
     shifts = []
-    for seed in [seed for seed in first if seed in second and (among is None or seed in among)]:
+    for seed in [seed for seed in first if seed in second and seed in among]:
         both = first[seed].index.intersection(second[seed].index)
         if len(both):
             shifts.append(intervals.median_shift(first[seed][both].to_numpy(), second[seed][both].to_numpy()))

@@ -22,7 +22,8 @@ seeds is so the whole experiment again, its source included."""
 SEEDS = tuple(SOURCE_SEEDS)
 """Training seeds."""
 LATER = SEEDS[1:]
-"""Of what was not measured before the weights of the first seed were lost, which do not come out the same again."""
+"""Of rows that were added later: the first seed's networks are not kept, and training does not give the same weights on
+every processor."""
 ONE_SEED = {"mnist": 2, "cifar10": 1, "imagenet": 1}
 """The training seed of most rows and columns that have but one. On MNIST it is the one whose source, undefended and
 Defend++ networks come with the package, so that what is missing can be measured anywhere."""
@@ -269,8 +270,8 @@ REMARKS = {
     "the paper refers to, adds noise to its code and not to the image",
     "adv-fgsm": "online, half of each batch's loss on clean images (Goodfellow et al. 2015)",
     "adv-fgsm-fixed": "as released: clean images and FGSM images made once on the source, in one set",
-    "adv-ddn": "from the source's weights, max-norm 2.4 or 1 (Rony et al. 2019), who take 100 steps",
-    "adv-pgd": "Madry et al. 2018 at the budget of the tables; the paper says nothing of its own",
+    "adv-ddn": "from the source's weights, max-norm 2.4 or 1 (Rony et al. 2019), 20 steps an image where they take 100",
+    "adv-pgd": "7 steps an image (Madry et al. 2018, on CIFAR-10) at the budget of the tables; the paper says nothing of its own",
     "comdefend": "in front of the source; layers, noise and penalty as published; on digits another start and learning "
     "rate, because as published it ends in black images",
     "comdefend-wb": "the same; its classifier alone is attacked, on reformed images, and tested alone",

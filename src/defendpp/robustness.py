@@ -55,13 +55,6 @@ def budgets(data: str) -> dict[str, tuple[Norm, float]]:
     return made | {f"L2 {each:g}": ("l2", each) for each in L2[data]}
 
 
-DECODERS = (
-    Row("noise + decoder, full scale only", "loud, full scale", {}),
-    Row("noise + decoder without H modules", "loud, hourglass", {}),
-    Row("noise + consistency + decoder", "steady, decoder", {}),
-)
-
-
 def _robust(data: str) -> Table:
     """Every row under the cascade at every budget."""
     one = (paper.ONE_SEED[data],)
@@ -81,13 +74,34 @@ def _robust(data: str) -> Table:
         Row("noise + decoder", "loud, decoder", {}),
         Row("noise + consistency", "steady", {}),
         *((Row("0/1 images + noise", "0/1 images, loud", {}),) if is_digits else ()),
-        *((Row("noise, twice as long", "loud, longer", {}), *DECODERS) if is_digits else ()),
+        *((Row("noise, twice as long", "loud, longer", {}),) if is_digits else ()),
+        *((Row("noise + consistency, twice as long", "steady, longer", {}),) if is_digits else ()),
         Row("Adv. FGSM", "adv-fgsm", {}),
         Row("Adv. DDN", "adv-ddn", {}),
         *((Row("Adv. PGD", "adv-pgd", {}),) if is_digits else ()),
     )
     title = f"{DATA[data]}: the attacker knows everything; the cascade at every budget"
     return Table(title, data, rows, columns, paper.SEEDS if is_digits else one)
+
+
+def _parts(data: str) -> Table:
+    """What each part of a recipe adds to noise alone, or training for longer, at the main budget.
+
+    Two copies of each image take twice the passes, so that noise trains for longer beside consistency.
+    """
+    rows = (
+        Row("noise", "loud", {}),
+        Row("noise, twice as long", "loud, longer", {}),
+        Row("noise, four times as long", "loud, longest", {}),
+        Row("noise + decoder", "loud, decoder", {}),
+        Row("noise + decoder, full scale only", "loud, full scale", {}),
+        Row("noise + decoder without H modules", "loud, hourglass", {}),
+        Row("noise + consistency", "steady", {}),
+        Row("noise + consistency, twice as long", "steady, longer", {}),
+        Row("noise + consistency + decoder", "steady, decoder", {}),
+    )
+    columns = white_box("Clean", "Clean"), white_box(main(data), main(data), images=ROBUST_ON[data])
+    return Table(f"{DATA[data]}: what each part adds to noise; the cascade", data, rows, columns, paper.SEEDS)
 
 
 def _record(data: str) -> Table:
@@ -104,7 +118,11 @@ def _record(data: str) -> Table:
         *(white_box(f"certified L2 {radius:g}", "Certified", images=CERTIFIED_ON[data], radius=radius)
           for radius in RADII[data]),
     )  # fmt: skip
-    rows = (Row("noise + consistency", "steady", {}), *((Row("noise", "loud", {}),) if is_digits else ()))
+    rows = (
+        Row("noise + consistency", "steady", {}),
+        *((Row("noise + consistency, twice as long", "steady, longer", {}),) if is_digits else ()),
+        *((Row("noise", "loud", {}),) if is_digits else ()),
+    )
     return Table(f"{DATA[data]}: figures of record", data, rows, columns, (RECORD_SEED,))
 
 
@@ -146,6 +164,7 @@ WIDE = {8: "steady, width 8", 32: "steady, width 32"}
 """Roles of other widths than all else here has."""
 TABLES: dict[str, Table] = {
     **{f"robust-{data}": _robust(data) for data in DATA},
+    "parts-mnist": _parts("mnist"),
     **{f"record-{data}": _record(data) for data in DATA},
     "adaptive-mnist": _adaptive("mnist"),
     **{f"width-{data}": _widths(data) for data in DATA},
@@ -203,16 +222,19 @@ def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recip
     steady = replace(loud, consistency=CONSISTENCY[data])
     return {
         "loud": loud,
-        "loud, longer": replace(loud, epochs=2 * loud.epochs),  # as many passes as two copies of each image take
+        "loud, longer": replace(loud, epochs=2 * loud.epochs),
+        "loud, longest": replace(loud, epochs=4 * loud.epochs),
         "loud, decoder": decoder,
         "loud, full scale": replace(decoder, scale_weight=0.0),
         "loud, hourglass": replace(decoder, decoder="hourglass"),
         "steady": steady,
+        "steady, longer": replace(steady, epochs=2 * steady.epochs),
         "0/1 images, loud": replace(loud, defence="binarise"),
         "steady, decoder": replace(decoder, consistency=steady.consistency),
         **{name: replace(steady, width=width) for width, name in WIDE.items()},
     }[role]
 
 
-ROLES = ("0/1 images", "0/1 images, loud", "loud", "loud, longer", "loud, decoder", "loud, full scale",
-         "loud, hourglass", "steady", "steady, decoder", *WIDE.values())  # fmt: skip
+ROLES = ("0/1 images", "0/1 images, loud", "loud", "loud, longer", "loud, longest", "loud, decoder",
+         "loud, full scale", "loud, hourglass", "steady", "steady, longer", "steady, decoder",
+         *WIDE.values())  # fmt: skip
