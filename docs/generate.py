@@ -25,7 +25,9 @@ def readme(text: str) -> str:
     facts = (
         f"`make quickstart` on {made['data'].iloc[0]}: ResNet-18 of width 16, one training seed a row, "
         f"n = {made['image'].nunique()} test images, seed {made['seed'].iloc[0]} for the attacks. "
-        "Accuracy in %, 95 % interval in brackets; L2 distances in pixel units of [0, 1]."
+        "Accuracy in %, 95 % interval in brackets; L2 distances in pixel units of [0, 1]. One pair of networks a "
+        "comparison: intervals are over images only, and two undefended networks usually differ too "
+        "([over several training seeds](docs/study.md))."
     )
     said = report.headlines(made, about["budgets"], baseline=about["baseline"], control=about["control"])
     findings = "\n".join(f"- {sentence}" for sentence in said)

@@ -16,6 +16,8 @@ from defendpp.study import Measurement, Place, Subject, Training
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = Place(ROOT / "results" / "study", ROOT / "study")
 CHOICE = ROOT / "results" / "choice"
+LONGER = "twice as long"
+"""What the names of candidates end with that were trained for longer."""
 
 
 def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
@@ -39,6 +41,13 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
         "queries and images that PGD made on an undefended twin, and a table of their own, where there is a decoder, "
         "PGD that also moves the bottleneck or the rebuilt image; “worst of all” counts an image only where it is "
         "right under each.\n"
+        "- **Rows**: “noise” is white Gaussian noise on the training images, of standard deviation "
+        + " and ".join(f"{robustness.NOISE[data]:g} ({shown})" for data, shown in robustness.DATA.items())
+        + ", not clipped; “consistency” has the network agree with itself on two noisy copies of an image (Jeong and "
+        "Shin 2020); “decoder” is Defend++'s, fed with the noisy image, to rebuild the clean one, “full scale only” "
+        "without the coarser targets, “without H modules” with an hourglass for the Laplacian pyramid; “0/1 images” "
+        "has a threshold at one half before the network. The margin, which some attacks descend, is the logit of the "
+        "right class less the largest of the others.\n"
         "- **Budgets** are in pixel units of [0, 1].\n"
         "- **Selection**: the recipe for digits was chosen on validation images under PGD; the records of that were "
         "not kept, and those below were made afterwards. An earlier one, of larger batches, had by then been measured "
@@ -137,7 +146,8 @@ def questions(data: str) -> list[Question]:
             ("noise + consistency, twice as long", "noise, four times as long"),
         ),
         ask(
-            "And against noise as recommended, at a quarter of the cost?", ("noise + consistency, twice as long", "noise")
+            "And against noise as recommended, at a quarter of the cost?",
+            ("noise + consistency, twice as long", "noise"),
         ),
         ask(
             "What does training for longer add?",
@@ -196,9 +206,17 @@ def _chosen(data: str, record: Path) -> list[str]:
     n = next(iter(made))["n"]
     main = robustness.main(data)
     alone = {each["name"]: each["accuracy"][main][0] for each in made if re.fullmatch(r"noise [\d.]+", each["name"])}
-    best = (
-        f" Of noise alone {max(alone, key=lambda name: alone[name])} is the best at {main}." if len(alone) > 1 else ""
-    )
+    best = ""
+    if len(alone) > 1:
+        best = (
+            f" Of noise alone {max(alone, key=lambda name: alone[name])} is the best at {main}, and so the level to "
+            "beat; its neighbours cannot be told from it."
+        )
+    if any(each["name"].endswith(LONGER) for each in made):
+        best += (
+            " What trains twice as long costs twice as much as what is recommended, which is why it is not what comes "
+            "with the package; it is measured beside it above."
+        )
     return [
         f"## Candidates on validation images ({robustness.DATA[data]})",
         f"Accuracy in % on {n} validation images, one training seed each: differences of two points mean nothing here. "
@@ -224,10 +242,9 @@ def _trainings(place: Place) -> list[str]:
     return [
         "## What the training of each row takes",
         "Operations are those of all training steps, of a network that it starts from too, as multiples of the "
-        "undefended network's, counted and not measured. Minutes are of the row's own training on one core of a "
-        "machine that was busy with other "
-        "work, now more, now less: orders of magnitude. The classifier, and so its use, is the same in all rows, but "
-        "for the threshold before those of “0/1 images”.",
+        "undefended network's, counted and not measured. Minutes are of the row's own training on one core, beside "
+        "other work, now more, now less: orders of magnitude; compare operations. "
+        "The classifier, and so its use, is the same in all rows, but for the threshold before those of “0/1 images”.",
         "\n".join(lines),
     ]
 

@@ -30,16 +30,20 @@ def page(place: Place = PLACE) -> str:
         "# The paper's study, reported beside measured",
         "<!-- Written by docs/study.py from results/study; do not edit. -->",
         "Every table and figure of Liu et al., “Defending Adversarial Examples via DNN Bottleneck Reinforcement” (ACM "
-        "MM 2020), measured again as far as it is done. `defendpp reproduce all` does what is missing; `defendpp reproduce table1 --show` "
-        "prints what is there.",
+        "MM 2020), measured again as far as it is done. `defendpp reproduce all` does what is missing; `defendpp "
+        "reproduce table1 --show` prints what is there.",
         "## How to read it",
         "The paper calls its setting white-box. The scripts that its first author published make the adversarial "
-        "images once, on the undefended classifier, and show them to every other network, and on MNIST and CIFAR-10 with "
-        "ResNet-18 the order of the numbers printed of its own defence is natural for that, and not what attacks give "
-        "that succeed on each network itself; with other networks and on ImageNet it is that of neither (below). "
+        "images once, on the undefended classifier, and show them to every other network, and on MNIST and CIFAR-10 "
+        "with ResNet-18 the order of the numbers printed of its own defence is natural for that, and not what attacks "
+        "give that succeed on each network itself; with other networks and on ImageNet it is that of neither (below). "
         "So each table has three lines a row: *reported*; *paper's protocol*, which follows those scripts; and "
         "*white-box*, each network attacked through its own gradients. It is a reading of the evidence, not an "
         "accusation.",
+        "- **Words** of the paper: MS-LP, its multi-scale low-pass objective (MS-LI: targets made by linear "
+        "interpolation); H modules, those of its Laplacian-pyramid decoder (Hourglass: a plain decoder without; SC: "
+        "with skip connections that concatenate; SA: that add); GN, Gaussian noise on the training images. Gray-box: "
+        "the attacker knows the classifier and not what stands before it.\n"
         f"- **Scale**: “cpu”. ResNets of width 16 instead of 64, {epochs['mnist']} epochs on MNIST instead of 250, "
         f"{epochs['cifar10']} on CIFAR-10 "
         "instead of 300, trained at a schedule for so few. No number here is one of the paper's scale.\n"
@@ -51,9 +55,9 @@ def page(place: Place = PLACE) -> str:
         "worth not to be the source. Fine-tuned rows, Adv. DDN and ComDefend descend from the source, as in the "
         "released scripts, and Adv. FGSM on a fixed set was trained on its images.\n"
         f"- **Training seeds** {seeds} for ResNet-18 on MNIST ({_own_seeds()}); {paper.ONE_SEED['mnist']} for VGG16, "
-        "ResNet-50 and what is shown across networks on MNIST; elsewhere 1. Attacks: seed 0. Training does not give the "
-        "same weights on every processor, and those of the first seed are not kept: what was added later is measured of "
-        "the other seeds only.\n"
+        "ResNet-50 and what is shown across networks on MNIST; elsewhere 1. Attacks: seed 0. Training does not give "
+        "the same weights on every processor, and those of the first seed are not kept: what was added later is "
+        "measured of the other seeds only.\n"
         "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "
         "where that is wider. Differences are paired, image by image: Newcombe's interval for one seed, over several "
         "seeds Student's, or Newcombe's where that is wider, with the difference of each seed in brackets. None is "
@@ -76,7 +80,9 @@ def page(place: Place = PLACE) -> str:
         "fine-tuned the last, because by that rule it would be the first, which is the source still. Test images were "
         "never used.\n"
         "- **Budgets**: the paper gives them for FGSM (0.2 on MNIST, 0.05 on CIFAR-10, 0.01 on ImageNet); BIM and PGD "
-        "get the same, in 100 steps, each of a tenth of the budget.",
+        "get the same, in 100 steps, each of a tenth of the budget. 0.2 is 51/255, so that rounding to 8 bits leaves "
+        "MNIST's FGSM images as they are and moves a pixel of BIM's by half a level at most: those columns are told "
+        "and no part of a verdict.",
         _recipes(),
         f"{len(measured):,} of {len(wanted):,} measurements and {len(trained)} networks are there; they took "
         f"{spoken(spent)} of one to two processor cores.",
@@ -98,8 +104,8 @@ def page(place: Place = PLACE) -> str:
             parts.append(f"### Which white-box attacks failed? ({name.replace('table', 'table ')})")
             parts.append(
                 "At the same budget another attack, or images made on another network, left fewer images right; so "
-                "these cells are no robust accuracy. First training seed.\n\n"
-                + "\n".join(f"- {line}" for line in failed)
+                "these cells are no robust accuracy. Likewise what may go any distance and leaves images right. Over "
+                "the training seeds that were measured of both.\n\n" + "\n".join(f"- {line}" for line in failed)
             )
     numbers = claims.reproduced("cpu", place)
     if numbers:
@@ -153,7 +159,10 @@ def _own_seeds() -> str:
     by_seeds = {
         seeds: [name for name, its in shown if its == seeds] for seeds in dict.fromkeys(its for _, its in shown)
     }
-    return "; ".join(f"{', '.join(f'“{name}”' for name in names)}: {' and '.join(map(str, seeds))}" for seeds, names in by_seeds.items())
+    return "; ".join(
+        f"{', '.join(f'“{name}”' for name in names)}: {' and '.join(map(str, seeds))}"
+        for seeds, names in by_seeds.items()
+    )
 
 
 def _imagenet() -> str:
@@ -168,17 +177,18 @@ def _imagenet() -> str:
 
 def _recipes() -> str:
     """How each row was trained, as what differs from the undefended network."""
-    lines = ["| data | row | beside the undefended network | |", "|---|---|---|---|"]
-    seen = set()
+    lines = ["| data | rows | beside the undefended network | |", "|---|---|---|---|"]
+    named: dict[tuple[str, str, str], list[str]] = {}
     for table in paper.TABLES.values():
-        plain = paper.recipe("none", table.data, table.rows[0].network, "cpu", 1)
-        for row in table.rows:
-            role = "comdefend" if row.role == "comdefend-wb" else row.role
-            if not row.role or (table.data, row.role) in seen or row.network != table.rows[0].network:
-                continue
-            seen.add((table.data, row.role))
-            text = study_report.differences(paper.recipe(role, table.data, row.network, "cpu", 1), plain)
-            lines.append(f"| {table.data} | {row.name} | {text} | {paper.REMARKS.get(row.role, '')} |")
+        network = table.rows[0].network
+        for row in (each for each in table.rows if each.role and each.network == network):
+            rows = named.setdefault((table.data, row.role, network), [])
+            rows += [row.name] * (row.name not in rows)
+    for (data, role, network), rows in named.items():
+        trained = "comdefend" if role == "comdefend-wb" else role
+        recipe, plain = (paper.recipe(each, data, network, "cpu", 1) for each in (trained, "none"))
+        text = study_report.differences(recipe, plain)
+        lines.append(f"| {data} | {', '.join(rows)} | {text} | {paper.REMARKS.get(role, '')} |")
     return "\n".join(["### How each row was trained", "", *lines])
 
 

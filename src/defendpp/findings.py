@@ -3,7 +3,7 @@
 Two rows of a table are compared image by image within each training seed, and then over the seeds.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from statistics import mean
@@ -13,7 +13,7 @@ import pandas as pd
 
 from defendpp import intervals, robustness, tables
 from defendpp.paper import Protocol, Scale
-from defendpp.study import TABLES, Measurement, Place, cell, seeds
+from defendpp.study import TABLES, Measurement, Place, cell
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 FLOOR = 0.01
@@ -25,6 +25,8 @@ WEAK = 0.5
 NONE, UNDECIDED = f"no difference beyond {100 * MARGIN:.0f} points", "undecided"
 WORDS = ("higher", "lower", NONE, UNDECIDED)
 """What a difference comes to."""
+ENOUGH = 3
+"""Training seeds of which a verdict is printed bold."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ class Contrast:
     def word(self) -> str:
         """One of `WORDS`."""
         low, high = self.difference.low, self.difference.high
-        if low > 0 or high < 0:
+        # Of one pair interval and test may differ at the limit: a word asks for both.
+        chance = isinstance(self.difference, intervals.Difference) and self.difference.p >= 0.05
+        if (low > 0 or high < 0) and not chance:
             return "higher" if low > 0 else "lower"
         return NONE if max(-low, high) <= MARGIN else UNDECIDED
 
@@ -147,7 +151,7 @@ class Answer:
     def __str__(self) -> str:
         if self.seeds > 1:
             so_far = f", so far of {self.seeds} of {self.planned} training seeds" * (self.seeds < self.planned)
-            told = f"**{self.verdict}**{so_far}"
+            told = f"{self.bold}{so_far}"
         elif not self.seeds:
             told = self.verdict
         elif self.planned > 1:
@@ -155,6 +159,11 @@ class Answer:
         else:
             told = f"{self.verdict}, of this one pair of networks; other training seeds were not tried"
         return f"{self.compared}: {told}." + f" {self.differences}." * bool(self.differences)
+
+    @property
+    def bold(self) -> str:
+        """The verdict, in bold type where it is of enough training seeds."""
+        return f"**{self.verdict}**" if self.seeds >= ENOUGH else self.verdict
 
     @property
     def compared(self) -> str:
@@ -170,18 +179,26 @@ def answers(question: Question, scale: Scale, place: Place) -> list[Answer]:
 def in_short(asked: "Mapping[Question, Sequence[Answer]]") -> str:
     """The verdicts alone, in Markdown: a sentence and a table."""
     lines = [
-        "In short; the differences behind each verdict, with their tests, follow. Bold: of several training seeds. One "
-        "seed is one pair of networks, which may differ by chance of training alone, and no verdict on the method.",
+        "In short; the differences behind each verdict, with their tests, follow. Bold: of at least "
+        f"{ENOUGH} training seeds; of two, hardly anything can be decided. One seed is one pair of networks, which may "
+        "differ by chance of training alone, and no verdict on the method.",
         "",
         "| | compared | attacker | verdict | training seeds |",
         "|---|---|---|---|---|",
     ]
     for question, found in asked.items():
         attacker = "paper's protocol" if question.protocol == "transfer" else "white-box"
-        for number, each in enumerate(found):
-            verdict = f"**{each.verdict}**" if each.seeds > 1 else f"{'this pair: ' * each.seeds}{each.verdict}"
+        for number, each in enumerate(each for each in found if each.seeds):
+            verdict = f"{'this pair: ' * (each.seeds == 1)}{each.bold}"
             seeds = f"{each.seeds} of {each.planned}" if each.seeds < each.planned else str(each.seeds)
             lines.append(f"| {question.text * (number == 0)} | {each.compared} | {attacker} | {verdict} | {seeds} |")
+    unanswered = [
+        f"{question.text} {'; '.join(each.compared for each in found if not each.seeds)}"
+        for question, found in asked.items()
+        if not all(each.seeds for each in found)
+    ]
+    if unanswered:
+        lines += ["", "Not measured, or not enough for a verdict:", "", *(f"- {each}." for each in unanswered)]
     return "\n".join(lines)
 
 
@@ -208,9 +225,10 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
     if shifts:
         names = " or ".join(question.nearest)
         told.append(f"L2 that {names} needs, median of the paired differences: {_mean(shifts)}")
-    if question.protocol == "transfer":
-        shown = [name for name, found in each.items() if found is not None]
-        told += _left_by_source(question.table, a, shown, scale, place)
+    weak = _left_by_source(question, a, [name for name, found in each.items() if found is not None], scale, place)
+    if weak:
+        shares = ", ".join(f"{100 * share:.1f} % under {_listed([name])}" for name, share in weak.items())
+        told.append(f"of these images their own source gets right {shares}: little can transfer")
     judged = {name: found for name, found in (together or each).items() if found is not None and name not in fewer}
     missing = [name for name, found in each.items() if found is None]
     yet = f"not measured yet: {_listed(missing)}" if missing else ""
@@ -220,8 +238,10 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
     if not judged:
         return Answer((a, b), yet if len(missing) < len(each) else "not measured yet", "; ".join(told), 0, planned)
     parts = _words(judged, named=not question.together)
-    if question.nearest and not any(found.best > FLOOR for found in judged.values()):
+    if shifts or (question.nearest and not any(found.best > FLOOR for found in judged.values())):
         parts.append(_reach(shifts))
+    if weak:
+        parts.append(f"the images of {_listed(weak)} hardly fool their own source")
     price = beside.get("Clean")
     if price is not None and price.word in WORDS[:2]:
         parts.append(f"Clean {100 * price.difference.value:+.1f} points")
@@ -229,16 +249,18 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
     return Answer((a, b), verdict, "; ".join(told), min(found.seeds for found in judged.values()), planned)
 
 
-def _left_by_source(table: str, row: str, columns: Sequence[str], scale: Scale, place: Place) -> list[str]:
+def _left_by_source(
+    question: Question, row: str, columns: Sequence[str], scale: Scale, place: Place
+) -> dict[str, float]:
     """How many of the images shown to `row` their own source gets right, where it is most: then the attack failed."""
-    left = []
-    for name in columns:
-        groups, _ = measurements(table, row, name, "transfer", scale)
+    left = {}
+    for name in columns if question.protocol == "transfer" else ():
+        groups, _ = measurements(question.table, row, name, "transfer", scale)
         own = [tables.right([replace(each, target=each.source) for each in group], place) for group in groups]
         shares = [float(each.mean()) for each in own if each is not None]
         if shares and mean(shares) > WEAK:
-            left.append(f"{100 * mean(shares):.1f} % under {_listed([name])}")
-    return [f"of these images their own source gets right {', '.join(left)}: little can transfer"] if left else []
+            left[name] = mean(shares)
+    return left
 
 
 def _seeds_of_both(rows: Sequence[Sequence[Sequence[Measurement]]], place: Place) -> set[int]:
@@ -285,7 +307,7 @@ def _mean(shifts: Sequence[intervals.Shift]) -> intervals.Shift | intervals.Mean
     return shifts[0] if len(shifts) == 1 else intervals.mean_shift(shifts)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
     """Names that may have commas of their own."""
     return ", ".join(f"“{name}”" if "," in name else name for name in names)
 
@@ -331,34 +353,41 @@ def _distances(question: Question, row: str, scale: Scale, place: Place) -> "dic
 
 
 def failures(name: str, scale: Scale, place: Place) -> list[str]:
-    """White-box attacks of a table that left more images right than another at the same budget: they failed there.
+    """White-box attacks of a table that left more images right than another at the same budget, or that left images
+    right although they may go any distance: they failed there.
 
-    By row, of its first training seed. The other is an attack on the network itself, or images of the paper's protocol;
-    one step may leave more right than many, and is compared with one step. Only what is clear of chance, from a point
-    on.
+    By row, over the training seeds that both attacks were measured of. The other is an attack on the network itself, or
+    images of the paper's protocol; one step may leave more right than many, and is compared with one step. Only what is
+    clear of chance, from a point on.
     """
     table = TABLES[name]
-    attacks = robustness.attacks(table.data)
+    known = robustness.attacks(table.data)
     budgets = {
-        column.name: (attacks[column.attack].norm, attacks[column.attack].epsilon)
+        column.name: (known[column.attack].norm, known[column.attack].epsilon)
         for column in table.columns
-        if column.attack != "Clean" and attacks[column.attack].epsilon is not None
+        if column.attack != "Clean"
     }
     lines = []
     for row in (each for each in table.rows if each.role):
-        seed = seeds(row, table, scale)[0]
         shown: dict[tuple[str, Protocol], pd.Series[bool]] = {}
         for protocol in PROTOCOLS:
             for column in budgets:
                 by_seed = right(name, row.name, [column], protocol, scale, place)
-                if seed in by_seed:
-                    shown[column, protocol] = by_seed[seed]
+                if by_seed:
+                    shown[column, protocol] = pd.concat(by_seed)
         told = []
-        for (column, protocol), own in shown.items():
+        for column, (norm, epsilon) in budgets.items():
+            own = shown.get((column, "white-box"))
+            if own is None:
+                continue
+            if epsilon is None:
+                if intervals.accuracy(own.to_numpy()).low > FLOOR:
+                    told.append(f"{column} leaves {100 * own.mean():.1f} % at any distance (n = {len(own):,})")
+                continue
             rivals = {
                 f"{by} made on the source" if how == "transfer" else by: other
                 for (by, how), other in shown.items()
-                if protocol == "white-box" and budgets[by] == budgets[column] and (column != "FGSM" or by == "FGSM")
+                if budgets[by] == (norm, epsilon) and (column != "FGSM" or by == "FGSM")
             }
             told += _beaten(column, own, rivals)
         if told:

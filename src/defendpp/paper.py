@@ -271,7 +271,8 @@ REMARKS = {
     "adv-fgsm": "online, half of each batch's loss on clean images (Goodfellow et al. 2015)",
     "adv-fgsm-fixed": "as released: clean images and FGSM images made once on the source, in one set",
     "adv-ddn": "from the source's weights, max-norm 2.4 or 1 (Rony et al. 2019), 20 steps an image where they take 100",
-    "adv-pgd": "7 steps an image (Madry et al. 2018, on CIFAR-10) at the budget of the tables; the paper says nothing of its own",
+    "adv-pgd": "7 steps an image (Madry et al. 2018, on CIFAR-10) at the budget of the tables; the paper says nothing "
+    "of its own",
     "comdefend": "in front of the source; layers, noise and penalty as published; on digits another start and learning "
     "rate, because as published it ends in black images",
     "comdefend-wb": "the same; its classifier alone is attacked, on reformed images, and tested alone",

@@ -26,7 +26,8 @@ QUESTIONS = (
             ("ours, fine-tuned", "No defense, fine-tuned"),
             ("ours, fine-tuned, 0.8 of the full scale", "No defense, fine-tuned"),
         ),
-        columns=("FGSM 0.3", "BIM 0.3", "FGSM, 8 bits", "BIM, 8 bits"),
+        columns=("FGSM 0.3", "BIM 0.3"),
+        beside=("FGSM, 8 bits", "BIM, 8 bits"),
     ),
     Question(
         "And on CIFAR-10?",
