@@ -214,8 +214,8 @@ def _chosen(data: str, record: Path) -> list[str]:
         )
     if any(each["name"].endswith(LONGER) for each in made):
         best += (
-            " What trains twice as long costs twice as much as what is recommended, which is why it is not what comes "
-            "with the package; it is measured beside it above."
+            " What trains twice as long also costs twice as much as what is recommended; both are measured above, and "
+            "come with the package."
         )
     return [
         f"## Candidates on validation images ({robustness.DATA[data]})",
