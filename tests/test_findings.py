@@ -1,6 +1,7 @@
 """Sentences from records written by hand: their numbers, their tests and their words."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,15 @@ def test_how_much_farther_the_nearer_attack_goes(place: Place) -> None:
     assert "+0.50 [+0.25, +0.75], 3 seeds (+0.50, +0.40, +0.60), n = 100 or more" in text  # 4.3 x 0.1 / sqrt(3)
 
 
+def test_how_far_is_told_also_where_something_withstands(place: Place) -> None:
+    distances(place, (1.5, 1.4, 1.6))
+    for job, other in zip(white_boxes("ours", "bim"), white_boxes("none", "bim"), strict=True):
+        store(job, first(90), place)
+        store(other, first(10), place)
+    (answer,) = answers(replace(FARTHER_OUT, columns=("BIM",)), "cpu", place)
+    assert answer.verdict == "higher under BIM; an attack in L2 must go farther"
+
+
 def test_seeds_that_disagree_on_how_far_decide_nothing(place: Place) -> None:
     distances(place, (1.5, 0.9, 1.1))
     (text,) = map(str, answers(FARTHER_OUT, "cpu", place))
@@ -243,6 +253,9 @@ def test_other_images_are_refused(place: Place) -> None:
 def test_what_was_not_measured_is_said_to_be(place: Place) -> None:
     found = [answer for question in QUESTIONS for answer in answers(question, "cpu", place)]
     assert {(each.verdict, each.seeds) for each in found} == {("not measured yet", 0)}
+    table = in_short({AGAINST_OTHER: answers(AGAINST_OTHER, "cpu", place)}).splitlines()
+    assert table[-1] == f"- ? “ours” against “{OTHER}”."
+    assert not any(line.startswith("| ?") for line in table)
     store(white_boxes("ours", "bim")[0], first(60), place)
     store(white_boxes("none", "bim")[0], first(40), place)
     question = Question("?", "table2", (("ours", OTHER),), "white-box", ("BIM", "PGD"), together=True)
