@@ -20,7 +20,7 @@ SOURCE_SEED = {data: paper.SOURCE_SEEDS[seed] for data, seed in paper.ONE_SEED.i
 NETWORKS = {
     "mnist-robust": Subject("steady", "mnist", "resnet18", 1, "cpu"),
     "mnist-robust-longer": Subject("steady, longer", "mnist", "resnet18", 1, "cpu"),
-    "mnist-robust-wide": Subject(robustness.WIDE[32], "mnist", "resnet18", 1, "cpu"),
+    "mnist-robust-wide": Subject("steady, width 32", "mnist", "resnet18", 1, "cpu"),
     "cifar10-robust": Subject("steady", "cifar10", "resnet18", 1, "cpu"),
     "mnist-undefended": Subject("source", "mnist", "resnet18", SOURCE_SEED["mnist"], "cpu"),
     "mnist-undefended-2": Subject("none", "mnist", "resnet18", paper.ONE_SEED["mnist"], "cpu"),
@@ -39,7 +39,7 @@ IS = {
     "ours": "trained with the paper's decoder and objective, at the scale of the study, to be compared",
 }
 """What each is, by its role."""
-RESIST = ("steady", "steady, longer", robustness.WIDE[32])
+RESIST = ("steady", "steady, longer", "steady, width 32")
 """The roles of those that are meant to be used; the others are there to be compared with."""
 ABOUT = {
     "mnist": "handwritten digits, 28x28 gray pixels in [0, 1], white on black; the training images of MNIST",

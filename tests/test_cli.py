@@ -409,6 +409,9 @@ def test_reproduce_does_some_rows_and_seeds_only(tmp_path: Path, capsys: pytest.
     }
     assert "'oars' is no row of table2" in fails(capsys, "reproduce", "table2", "--rows", "oars", "--dry-run")
     assert "show prints whole tables" in fails(capsys, "reproduce", "table2", "--rows", "ours", "--show")
+    assert "--rows has nothing after it" in fails(capsys, "reproduce", "table2", "--dry-run", "--rows")
+    assert "--seeds has nothing after it" in fails(capsys, "reproduce", "table2", "--dry-run", "--seeds")
+    assert "choose one" in fails(capsys, "reproduce", "table2", "--dry-run", "--show")
     run("reproduce", "table2", "--rows", "none", "--seeds", "2", "--dry-run", "--results", tmp_path / "r")
     assert "train none (mnist, ResNet-18, seed 2)" in capsys.readouterr().out
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from defendpp.purifier import Purified
 from defendpp.recipe import Recipe
 from defendpp.reproduce import perform
 from defendpp.runs import load_run
-from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training
+from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training, lost
 
 SOURCE = Subject("source", "mnist", "resnet18", 0, "cpu")
 OTHER = replace(SOURCE, role="none", seed=1)
@@ -241,8 +242,48 @@ def test_a_job_that_fails_leaves_no_file(place: Place) -> None:
         assert not job.file(place).exists()
 
 
-def test_the_images_of_imagenet_are_the_competitions() -> None:
-    assert reproduce.TESTED_ON[paper.recipe("ours", "imagenet", "pretrained", "cpu", 1).data] == "nips2017"
+def test_data_is_looked_for_that_training_and_measuring_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a pretrained network that is left as it is, too: it is validated. ImageNet's test images are others'."""
+    asked: list[str] = []
+    monkeypatch.setattr(reproduce, "_data", lambda name, *_: asked.append(name))
+    source = Subject("source", "imagenet", "pretrained", 0, "cpu")
+    reproduce.check_data([Measurement(source, source)], None)
+    assert asked == ["nips2017"]
+    reproduce.check_data([Training(source), Making(source, BIM, None)], None)
+    assert source.recipe.epochs == 0
+    assert asked[1:] == [source.recipe.data, "nips2017"]
+
+
+def test_one_process_at_a_time_does_a_job(tmp_path: Path) -> None:
+    entered = threading.Event()
+
+    def enter() -> None:
+        with reproduce._locked(tmp_path / "locks" / "job"):
+            entered.set()
+
+    with reproduce._locked(tmp_path / "locks" / "job"):
+        other = threading.Thread(target=enter)
+        other.start()
+        assert not entered.wait(0.3)
+    other.join(10)
+    assert entered.is_set()
+
+
+def test_a_result_without_weights_is_lost_until_it_is_trained_again(place: Place, tmp_path: Path) -> None:
+    elsewhere = Place(place.results, tmp_path / "work")
+    jobs: list[Job] = [Training(OTHER), Training(replace(OTHER, seed=2)), Measurement(OTHER, OTHER)]
+    assert lost(jobs, elsewhere) == [Training(OTHER)]
+    assert lost(jobs, place) == []
+
+
+def test_weights_that_were_deleted_are_trained_again(place: Place, tmp_path: Path) -> None:
+    """Of the same process they come to the same."""
+    elsewhere = Place(tmp_path / "results", tmp_path / "work")
+    perform(Training(OTHER), elsewhere)
+    (elsewhere.run(OTHER.recipe) / "classifier.safetensors").unlink()
+    assert not Training(OTHER).is_done(elsewhere)
+    perform(Training(OTHER), elsewhere)
+    assert Training(OTHER).is_done(elsewhere)
 
 
 def test_an_adaptive_attack_is_given_the_decoder_of_its_target(place: Place) -> None:

@@ -153,8 +153,24 @@ def test_the_cost_follows_what_is_computed() -> None:
     assert cost(bim) == pytest.approx(attack * 202 / 4)
     assert cost(Making(SOURCE, threats.bim(0.2, steps=100), 1000)) == pytest.approx(cost(bim) / 10)
     assert cost(Training(replace(OURS, role="adv-pgd"))) > 2 * train
-    certificate = Measurement(SOURCE, SOURCE, threats.smoothing(0.5, samples=1000), 10)
+    certificate = Measurement(OURS, OURS, threats.smoothing(0.5, samples=1000), 10)
     assert cost(certificate) == pytest.approx(cost(Measurement(SOURCE, SOURCE)) / 1000 * 501)
+
+
+def test_a_source_shows_its_set_and_attacks_nothing_again() -> None:
+    shown, clean = Measurement(SOURCE, SOURCE, threats.bim(0.2, steps=100)), Measurement(SOURCE, SOURCE)
+    assert cost(shown) == cost(clean)
+    assert schedule._likeness(shown) == schedule._likeness(clean)
+
+
+def test_a_look_costs_what_the_network_does_that_looks() -> None:
+    deep = replace(OURS, network="resnet50")
+    assert cost(Measurement(deep, SOURCE, threats.fgsm(0.2))) == cost(Measurement(deep, deep)) > cost(JOBS[4])
+
+
+def test_alternating_training_costs_its_cycles_too() -> None:
+    """Two cycles of one epoch of the auto-encoder and one of the classifier come before ten of joint learning."""
+    assert cost(Training(replace(OURS, role="ours, alternating"))) == pytest.approx(14 / 10 * cost(Training(OURS)))
 
 
 def test_flops_of_a_convolution_by_hand() -> None:

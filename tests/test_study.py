@@ -118,8 +118,12 @@ def test_a_plan_refuses_rows_and_seeds_that_are_not_there() -> None:
         plan(["table1", "table7"], "cpu", rows=["ours", "our"])
     with pytest.raises(ValueError, match="'ours' is no row of figure6, which is no table"):
         plan(["figure6"], "cpu", rows=["ours"])
-    with pytest.raises(ValueError, match="nothing of table3, figure6 is measured with training seed 2, 3"):
-        plan(["table3", "figure6"], "cpu", training_seeds=[2, 3])
+    with pytest.raises(ValueError, match="nothing of table3, figure6 is measured with training seed 2, only with 1; a"):
+        plan(["table3", "figure6"], "cpu", training_seeds=[1, 2, 3])
+    with pytest.raises(ValueError, match="seed 1, only with 2, 3"):
+        plan(["table1"], "cpu", rows=["Hourglass"], training_seeds=[1])
+    with pytest.raises(ValueError, match="seed 1, only with none"):
+        plan(["figure6"], "cpu", training_seeds=[1])
 
 
 def test_tables_share_what_they_have_in_common() -> None:

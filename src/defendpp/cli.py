@@ -395,8 +395,8 @@ def reproduce(
     work: Path = Path("study"),
     data_root: Path | None = None,
     device: str = "auto",
-    rows: tuple[str, ...] = (),
-    seeds: tuple[int, ...] = (),
+    rows: tuple[str, ...] | None = None,
+    seeds: tuple[int, ...] | None = None,
     dry_run: bool = False,
     show: bool = False,
     workers: int = 1,
@@ -417,7 +417,7 @@ def reproduce(
         device: auto, cpu, cuda, ...; with several workers or a cluster, cuda asks for a graphics card for each job.
         rows: Train and measure only these rows of the tables, by their names as printed, such as "ours + GN", or as the
             list of jobs has them.
-        seeds: Train and measure only these training seeds.
+        seeds: Train and measure only these training seeds; a source is chosen by that of the rows it serves.
         dry_run: List the jobs, which are done, and how long the others will take; do nothing.
         show: Do no job: print, and write beside the records, what the records that are there give.
         workers: More than one: so many processes on this machine, by Ray (pip install 'defendpp[ray]').
@@ -432,13 +432,18 @@ def reproduce(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}")
     if not names:
-        raise ValueError(f"name at least one of {', '.join(known)}, or all")
+        raise ValueError(f"name at least one of {', '.join(known)}, or all, before all options")
     if unknown := [name for name in names if name not in (*known, "all")]:
         raise ValueError(f"{unknown[0]!r} is none of the study's tables and figures: {', '.join(known)}, all")
     wanted = tuple(dict.fromkeys(each for name in names for each in (study.NAMES if name == "all" else (name,))))
     kept = results or Path("results", "study" if scale == "cpu" else "study-paper")
     place = Place(kept.absolute(), work.absolute())
     failed: RuntimeError | None = None
+    for name, chosen in (("rows", rows), ("seeds", seeds)):
+        if chosen == ():
+            raise ValueError(f"--{name} has nothing after it: name some, or leave it out for all")
+    if show and dry_run:
+        raise ValueError("show prints and writes tables and figures, and dry-run does nothing: choose one")
     if show and (rows or seeds):
         raise ValueError("rows and seeds choose what is measured, and show prints whole tables: leave them out")
     if show and not place.results.is_dir():
@@ -449,7 +454,7 @@ def reproduce(
         from defendpp import schedule  # takes seconds to import, and so only here
         from defendpp.reproduce import check_data
 
-        jobs = study.plan(wanted, scale, rows=rows, training_seeds=seeds)
+        jobs = study.plan(wanted, scale, rows=rows or (), training_seeds=seeds or ())
         left = study.missing(jobs, place)
         finished = schedule.samples(study.plan(known, scale), place) if left else []
         if dry_run:
@@ -463,6 +468,12 @@ def reproduce(
             root = data_root.absolute() if data_root else None
             arguments.writable(place.results, place.work)
             check_data(left, root)
+            if lost := study.lost(left, place):
+                print(
+                    f"of {len(lost)} networks the result is in {place.results} and the weights are not here, as of "
+                    f"{lost[0].subject}: what training them again comes to is refused, with all that needs it, unless "
+                    "it comes to the same weights; --results NEW measures everything anew"
+                )
             do = schedule.Doing(place, root, device, bar=workers == 1 and not ray)
             try:
                 schedule.run(jobs, left, do, finished, workers=workers, address=ray)

@@ -80,6 +80,8 @@ def _train(job: Training, place: Place, data_root: Path | None, device: str | No
     recipe = job.subject.recipe
     folder, kept = place.run(recipe), job.file(place)
     before = json.loads(kept.read_text()) if kept.exists() else {"name": str(job.subject)}
+    if _is_finished(folder) and not (folder / "classifier.safetensors").exists():
+        shutil.rmtree(folder)  # its weights were deleted: nothing is left to go on from
     if not _is_finished(folder) and not _is_given(recipe, before, folder):
         loaded = _data(recipe.data, data_root, recipe.image_size, recipe.split_seed)
         execution = EXECUTION[job.subject.data]
@@ -156,7 +158,7 @@ def _measure(
         frame = made[target.id]
         if job.target.role == "comdefend" and not job.is_white_box:
             frame["knowledge"] = "gray-box"  # the attacker knows the classifier and not what stands before it
-        if job.is_white_box and job.target.role != "source":  # nobody else looks at this set
+        if job.makes_its_images:  # nobody else looks at this set
             unused.append(adversarial_sets.set_folder(source, attack, split, sets, data=job.target.data))
     is_distance_told = job.is_white_box and job.attack is not None and job.attack.epsilon is None
     frame[["l2", "linf"]] = frame[["l2", "linf"]].round(DIGITS if is_distance_told else FEW_DIGITS)
@@ -230,8 +232,7 @@ def check_data(jobs: Sequence[Job], data_root: Path | None) -> None:
     for job in jobs:
         for subject in job.subjects if isinstance(job, Picture) else [_shown(job)]:
             recipe = subject.recipe
-            is_trained_on = isinstance(job, Training) and recipe.epochs > 0
-            name = recipe.data if is_trained_on else TESTED_ON.get(recipe.data, recipe.data)
+            name = recipe.data if isinstance(job, Training) else TESTED_ON.get(recipe.data, recipe.data)
             needed.add((name, recipe.image_size, recipe.split_seed))
     for name, image_size, seed in sorted(needed, key=str):
         try:

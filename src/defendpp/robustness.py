@@ -152,16 +152,14 @@ def _widths(data: str) -> Table:
     return Table(
         f"{DATA[data]}: noise + consistency at several widths; the cascade",
         data,
-        tuple(Row(f"width {width}", WIDE.get(width, "steady"), {}) for width in WIDTHS[data]),
+        tuple(Row(f"width {width}", f"steady, width {width}", {}) for width in WIDTHS[data]),
         tuple(white_box(name, attack, images=n) for name, attack, n in measured),
         (RECORD_SEED,),
     )
 
 
 WIDTHS = {"mnist": (16, 32), "cifar10": (8, 16, 32)}
-"""Of the rows of these tables; 16 is the width of all others."""
-WIDE = {8: "steady, width 8", 32: "steady, width 32"}
-"""Roles of other widths than all else here has."""
+"""Of the rows of these tables, at either scale; at "cpu" all others are 16 wide."""
 TABLES: dict[str, Table] = {
     **{f"robust-{data}": _robust(data) for data in DATA},
     "parts-mnist": _parts("mnist"),
@@ -231,10 +229,10 @@ def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recip
         "steady, longer": replace(steady, epochs=2 * steady.epochs),
         "0/1 images, loud": replace(loud, defence="binarise"),
         "steady, decoder": replace(decoder, consistency=steady.consistency),
-        **{name: replace(steady, width=width) for width, name in WIDE.items()},
+        **{f"steady, width {width}": replace(steady, width=width) for width in (8, 16, 32)},
     }[role]
 
 
 ROLES = ("0/1 images", "0/1 images, loud", "loud", "loud, longer", "loud, longest", "loud, decoder",
          "loud, full scale", "loud, hourglass", "steady", "steady, longer", "steady, decoder",
-         *WIDE.values())  # fmt: skip
+         *(f"steady, width {width}" for width in (8, 16, 32)))  # fmt: skip

@@ -18,8 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from defendpp import networks, published
 from defendpp.progress import bar, spoken
 from defendpp.purifier import ComDefend
+from defendpp.recipe import Recipe
 from defendpp.reproduce import perform
-from defendpp.study import Job, Making, Measurement, Picture, Place, Training, missing
+from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training, missing
 
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "imagenet": (3, 224, 224)}
 TEST_IMAGES = {"mnist": 10_000, "cifar10": 10_000, "imagenet": 300}
@@ -157,7 +158,7 @@ def cost(job: Job) -> float:
     """FLOP of a job, roughly: a backward pass costs twice a forward pass, of which half where only images need it."""
     if isinstance(job, Picture):
         return 1e13
-    subject = job.subject if isinstance(job, Training) else job.source
+    subject = _computed(job)
     recipe = subject.recipe
     once = flops(recipe.network, recipe.width, recipe.stem, recipe.defence, subject.data)
     if isinstance(job, Training):
@@ -165,9 +166,22 @@ def cost(job: Job) -> float:
             {"fgsm": 2, "pgd": 7, "ddn": 20}[recipe.attack] if recipe.attacked_run is None else 1.5
         )
         passes *= 2 if recipe.consistency or recipe.bottleneck else 1
-        return recipe.epochs * TRAINING_IMAGES.get(recipe.data, 50_000) * passes * once
+        return _epochs(recipe) * TRAINING_IMAGES.get(recipe.data, 50_000) * passes * once
     images = job.images or TEST_IMAGES[subject.data]
-    return images * once * (2 + (2 * steps(job) if isinstance(job, Making) or job.is_white_box else 0))
+    return images * once * (2 + (2 * steps(job) if isinstance(job, Making) or job.makes_its_images else 0))
+
+
+def _epochs(recipe: Recipe) -> int:
+    """Passes over the training images, those before joint learning included."""
+    before = recipe.auto_encoder_epochs + recipe.classifier_epochs
+    return recipe.epochs + (recipe.cycles * before if recipe.learning == "alternating" else 0)
+
+
+def _computed(job: Training | Making | Measurement) -> Subject:
+    """The network whose passes are what the job takes."""
+    if isinstance(job, Training):
+        return job.subject
+    return job.source if isinstance(job, Making) else job.target
 
 
 def steps(job: Making | Measurement) -> int:
@@ -213,9 +227,8 @@ def _likeness(job: Job) -> list[tuple[str, ...]]:
     kind = "training" if isinstance(job, Training) else "attack"
     if isinstance(job, Picture):
         return [(kind,)]
-    subject = job.subject if isinstance(job, Training) else job.source
-    is_passive = isinstance(job, Measurement) and not (job.is_white_box and job.attack)
-    kind = "look" if is_passive else kind
+    subject = _computed(job)
+    kind = "look" if isinstance(job, Measurement) and not job.makes_its_images else kind
     return [
         (kind, subject.data, subject.network, subject.recipe.defence),
         (kind, subject.data, subject.network),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from defendpp import paper, robustness, threats
+from defendpp import paper, published, robustness, threats
 from defendpp.files import short_hash
 from defendpp.paper import Column, Row, Scale, Table
 from defendpp.purifier import STAND_INS
@@ -157,10 +157,15 @@ class Measurement:
         return self.target.recipe == self.source.recipe
 
     @property
+    def makes_its_images(self) -> bool:
+        """Whether it attacks: not where images are clean, or of a set that others are shown too, as a source's are."""
+        return self.attack is not None and self.is_white_box and self.target.role != "source"
+
+    @property
     def needs(self) -> "list[Job]":
         """The target, and the images to show to it, where these are made on another network."""
         trained: list[Job] = [Training(self.target)]
-        if self.attack is None or (self.is_white_box and self.target.role != "source"):
+        if self.attack is None or self.makes_its_images:
             return trained
         return [*trained, Training(self.source), Making(self.source, self.attack, self.images)]
 
@@ -335,7 +340,7 @@ def _measurements_in_turn(
     return [
         (turn, each)
         for row in table.rows
-        if not rows or row.name in rows or row.role in rows
+        if _is_chosen(row, rows)
         for column in table.columns
         for protocol in cell(table, row, column, scale)  # which may have nothing, whatever the seeds
         for turn, (seed, alternatives) in enumerate(
@@ -344,6 +349,10 @@ def _measurements_in_turn(
         if not training_seeds or seed in training_seeds
         for each in alternatives
     ]
+
+
+def _is_chosen(row: Row, rows: Collection[str]) -> bool:
+    return not rows or row.name in rows or row.role in rows
 
 
 def plan(
@@ -355,14 +364,28 @@ def plan(
 
     rows: only these rows of the tables, by their names as printed or by their roles; training_seeds: only these. With
     either, figures are left out, which have neither.
-    Raises `ValueError` for a row that none of the tables has, and for seeds that none of these rows has.
+    Raises `ValueError` for a row that none of the tables has, and for a seed that none of these rows has.
     """
     names = tuple(names)
-    there = [row for name in names if name in TABLES for row in TABLES[name].rows]
+    tables = [TABLES[name] for name in names if name in TABLES]
+    there = [row for table in tables for row in table.rows]
     if unknown := [each for each in rows if not any(each in (row.name, row.role) for row in there)]:
         known = "; ".join(dict.fromkeys(row.name for row in there))
         rest = f", whose rows are: {known}" if known else ", which is no table"
         raise ValueError(f"{unknown[0]!r} is no row of {', '.join(names)}{rest}")
+    known_seeds = {
+        seed
+        for table in tables
+        for row in table.rows
+        if _is_chosen(row, rows)
+        for column in table.columns
+        for seed in _experiments(row, table, scale, column)
+    }
+    if missing_seeds := [each for each in training_seeds if each not in known_seeds]:
+        raise ValueError(
+            f"nothing of {', '.join(names)} is measured with training seed {missing_seeds[0]}, only with "
+            f"{', '.join(map(str, sorted(known_seeds))) or 'none'}; a source is chosen by that of the rows it serves"
+        )
     wanted: list[tuple[int, Measurement | Picture]] = []
     for name in names:
         if (rows or training_seeds) and name in paper.FIGURES:
@@ -371,10 +394,6 @@ def plan(
         wanted += measured
         if name in paper.FIGURES and not measured:
             wanted.append((0, Picture(name, scale)))
-    if training_seeds and not wanted:
-        raise ValueError(
-            f"nothing of {', '.join(names)} is measured with training seed {', '.join(map(str, training_seeds))}"
-        )
     jobs: dict[str, Job] = {}
     for _, each in sorted(wanted, key=lambda pair: pair[0]):
         _add(each, jobs)
@@ -402,3 +421,18 @@ def missing(jobs: Sequence[Job], place: Place) -> list[Job]:
         if isinstance(job, Measurement | Picture):
             require(job)
     return [job for job in jobs if job.key in left]
+
+
+def lost(jobs: Sequence[Job], place: Place) -> list[Training]:
+    """Trainings among `jobs` whose result is kept while their weights are neither in `place` nor in the package.
+
+    On another machine they come to other weights, and are then refused, with all that needs them.
+    """
+    return [
+        job
+        for job in jobs
+        if isinstance(job, Training)
+        and job.file(place).exists()
+        and not (place.run(job.subject.recipe) / "classifier.safetensors").exists()
+        and published.of(job.subject.recipe.hash) is None
+    ]
