@@ -54,8 +54,9 @@ def test_three_seeds_are_paired_and_averaged(place: Place) -> None:
     assert text.startswith(f"“ours” against “{OTHER}”: **higher under BIM**. BIM +30.0 points [")
     assert "], 3 seeds (+20.0, +30.0, +40.0), n = 100." in text
     table = in_short({AGAINST_OTHER: answers(AGAINST_OTHER, "cpu", place)})
-    line = f"| {AGAINST_OTHER.text} | “ours” against “{OTHER}” | paper's protocol | **higher under BIM** | 3 |"
-    assert table.splitlines()[4:] == [line]
+    line = f"| {AGAINST_OTHER.text} | “ours” against “{OTHER}” | paper's protocol | **higher under BIM** | +30.0 ["
+    assert table.splitlines()[4].startswith(line)
+    assert table.splitlines()[4].endswith("] | 3 |")
 
 
 @pytest.mark.parametrize(("left", "told"), [(60, True), (40, False)])
@@ -65,10 +66,8 @@ def test_images_that_hardly_fool_their_own_source_are_told(left: int, told: bool
     store(white_boxes("source", "bim")[0], first(left), place)
     (text,) = map(str, answers(AGAINST_OTHER, "cpu", place))
     (answer,) = answers(AGAINST_OTHER, "cpu", place)
-    assert (
-        answer.verdict
-        == "no difference beyond 5 points under BIM" + "; the images of BIM hardly fool their own source" * told
-    )
+    weak = "; BIM fools its own source on less than half of the images" * told
+    assert answer.verdict == f"no difference beyond 5 points under BIM{weak}"
     assert ("; of these images their own source gets right 60.0 % under BIM: little can transfer." in text) == told
 
 
@@ -80,8 +79,18 @@ def test_one_verdict_is_of_the_seeds_of_the_column_that_has_the_most(place: Plac
             store(transfers("none", attack)[seed], first(40 + seed), place)
     question = Question("?", "table2", (("ours", OTHER),), columns=("FGSM", "BIM"))
     (answer,) = answers(question, "cpu", place)
-    assert (answer.verdict, answer.seeds) == ("higher under BIM (not judged, of fewer training seeds: FGSM)", 3)
+    assert (answer.verdict, answer.seeds) == ("higher under BIM (not judged, of other training seeds: FGSM)", 3)
     assert "FGSM +49.0 points" in str(answer)
+
+
+def test_columns_of_unlike_seeds_are_not_judged_together(place: Place) -> None:
+    for attack, seeds in (("fgsm", (0, 1)), ("bim", (1, 2))):
+        for seed in seeds:
+            store(transfers("ours", attack)[seed], first(90), place)
+            store(transfers("none", attack)[seed], first(40), place)
+    question = Question("?", "table2", (("ours", OTHER),), columns=("FGSM", "BIM"))
+    (answer,) = answers(question, "cpu", place)
+    assert (answer.verdict, answer.seeds) == ("higher under FGSM (not judged, of other training seeds: BIM)", 2)
 
 
 def test_taken_together_columns_have_the_seeds_in_common(place: Place) -> None:
@@ -102,7 +111,9 @@ def test_two_seeds_are_told_and_not_printed_bold(place: Place) -> None:
     (text,) = map(str, answers(AGAINST_OTHER, "cpu", place))
     assert "higher under BIM, so far of 2 of 3 training seeds. BIM +70.0" in text
     assert "**" not in text
-    assert "| higher under BIM | 2 of 3 |" in in_short({AGAINST_OTHER: answers(AGAINST_OTHER, "cpu", place)})
+    interval = text.split(" points ")[1].split("]")[0]
+    table = in_short({AGAINST_OTHER: answers(AGAINST_OTHER, "cpu", place)})
+    assert f"| higher under BIM | +70.0 {interval}] | 2 of 3 |" in table
 
 
 def test_of_one_pair_a_word_asks_for_interval_and_test() -> None:
@@ -116,7 +127,9 @@ def test_one_seed_speaks_of_one_pair_of_networks_only(place: Place) -> None:
     (text,) = map(str, answers(AGAINST_OTHER, "cpu", place))
     assert "higher under BIM, so far of one pair of networks, which is no verdict on the method. BIM +70.0" in text
     assert "**" not in text
-    assert "| this pair: higher under BIM | 1 of 3 |" in in_short({AGAINST_OTHER: answers(AGAINST_OTHER, "cpu", place)})
+    interval = text.split(" points ")[1].split("]")[0]
+    table = in_short({AGAINST_OTHER: answers(AGAINST_OTHER, "cpu", place)})
+    assert f"| this pair: higher under BIM | +70.0 {interval}] | 1 of 3 |" in table
 
 
 @pytest.mark.parametrize(
@@ -163,18 +176,18 @@ def test_where_hardly_an_image_is_left_nothing_is_told(place: Place) -> None:
         store(job, first(1), place)
         store(other, first(0), place)
     (text,) = map(str, answers(Question("?", "table2", (("ours", OTHER),), "white-box", ("BIM",)), "cpu", place))
-    assert "**neither withstands BIM**" in text
+    assert "**both keep at most 1 % under BIM**" in text
     assert "BIM both at most 1.0 %" in text
     for job, other in zip(white_boxes("ours", "pgd"), white_boxes("none", "pgd"), strict=True):
         store(job, first(90), place)
         store(other, first(10), place)
     (text,) = map(str, answers(Question("?", "table2", (("ours", OTHER),), "white-box", ("BIM", "PGD")), "cpu", place))
-    assert "**higher under PGD; neither withstands BIM**" in text
+    assert "**higher under PGD; both keep at most 1 % under BIM**" in text
     for number, (job, other) in enumerate(zip(white_boxes("ours", "fgsm"), white_boxes("none", "fgsm"), strict=True)):
         store(job, first(500 + number % 2, 1000), place)
         store(other, first(500, 1000), place)
     (text,) = map(str, answers(Question("?", "table2", (("ours", OTHER),), "white-box", ("BIM", "FGSM")), "cpu", place))
-    assert "**no difference beyond 5 points under FGSM; neither withstands BIM**" in text
+    assert "**no difference beyond 5 points under FGSM; both keep at most 1 % under BIM**" in text
 
 
 FARTHER_OUT = Question("?", "table2", (("ours", OTHER),), "white-box", ("C&W",), nearest=("C&W", "DDN"))
@@ -192,8 +205,18 @@ def test_how_much_farther_the_nearer_attack_goes(place: Place) -> None:
     """What one attack fails on the other one reaches."""
     distances(place, (1.5, 1.4, 1.6))
     (text,) = map(str, answers(FARTHER_OUT, "cpu", place))
-    assert "**neither withstands C&W; an attack in L2 must go farther**" in text
+    assert "**both keep at most 1 % under C&W; an attack in L2 must go farther**" in text
     assert "+0.50 [+0.25, +0.75], 3 seeds (+0.50, +0.40, +0.60), n = 100 or more" in text  # 4.3 x 0.1 / sqrt(3)
+
+
+def test_how_far_of_fewer_seeds_than_the_verdict_is_no_part_of_it(place: Place) -> None:
+    distances(place, (1.5,))
+    for job, other in zip(white_boxes("ours", "bim"), white_boxes("none", "bim"), strict=True):
+        store(job, first(90), place)
+        store(other, first(10), place)
+    (answer,) = answers(replace(FARTHER_OUT, columns=("BIM",)), "cpu", place)
+    assert answer.verdict == "higher under BIM; in L2 not judged, of fewer training seeds"
+    assert answer.seeds == 3
 
 
 def test_how_far_is_told_also_where_something_withstands(place: Place) -> None:
@@ -208,13 +231,13 @@ def test_how_far_is_told_also_where_something_withstands(place: Place) -> None:
 def test_seeds_that_disagree_on_how_far_decide_nothing(place: Place) -> None:
     distances(place, (1.5, 0.9, 1.1))
     (text,) = map(str, answers(FARTHER_OUT, "cpu", place))
-    assert "an attack in L2 must go neither clearly farther nor less far**" in text
+    assert "no clear difference in L2**" in text
 
 
 def test_how_far_of_one_seed_is_a_number_and_no_direction(place: Place) -> None:
     distances(place, (1.5,))
     (text,) = map(str, answers(FARTHER_OUT, "cpu", place))
-    assert "neither withstands C&W; an attack in L2 must go +0.50, so far of one pair of networks" in text
+    assert "both keep at most 1 % under C&W; an attack in L2 must go +0.50, so far of one pair of networks" in text
 
 
 def test_attacks_that_failed_are_named(place: Place) -> None:
@@ -227,14 +250,22 @@ def test_attacks_that_failed_are_named(place: Place) -> None:
     for shown, kept in zip(transfers("ours")[:2], (30, 40), strict=True):
         store(shown, first(kept), place)
     (text,) = failures("table2", "cpu", place)
-    assert text == "“ours”: BIM leaves 60.0 %, BIM made on the source 35.0 % (n = 200)."
+    assert text == "“ours”: BIM leaves 60.0 %, BIM made on the source 35.0 % (n = 100, 2 seeds)."
+
+
+def test_a_failed_attack_is_no_surer_for_the_same_images_on_three_networks(place: Place) -> None:
+    """Of one seed the interval of 12 points more holds 0; as if of 300 images it would not."""
+    for job, shown in zip(white_boxes("ours", "bim"), transfers("ours"), strict=True):
+        store(job, [True] * 42 + [False] * 58, place)
+        store(shown, [False] * 42 + [True] * 30 + [False] * 28, place)
+    assert failures("table2", "cpu", place) == []
 
 
 def test_what_may_go_any_distance_fails_where_it_leaves_images_right(place: Place) -> None:
     for job in white_boxes("ours", "ddn"):
         store(job, first(20), place)
     store(white_boxes("ours", "carlini_wagner")[0], first(1), place)
-    assert failures("table2", "cpu", place) == ["“ours”: DDN leaves 20.0 % at any distance (n = 300)."]
+    assert failures("table2", "cpu", place) == ["“ours”: DDN leaves 20.0 % at any distance (n = 100, 3 seeds)."]
 
 
 def test_a_seed_is_compared_with_itself_only(place: Place) -> None:

@@ -66,6 +66,12 @@ class Contrast:
             return "higher" if low > 0 else "lower"
         return NONE if max(-low, high) <= MARGIN else UNDECIDED
 
+    @property
+    def brief(self) -> str:
+        """The difference in points and its interval."""
+        value, low, high = (100 * each for each in (self.difference.value, self.difference.low, self.difference.high))
+        return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
     def __str__(self) -> str:
         told = f"both at most {100 * self.best:.1f} %" if self.best <= FLOOR else str(self.difference)
         return f"{told}, n = {self.difference.n:,}"
@@ -147,6 +153,8 @@ class Answer:
     seeds: int
     """0 where the verdict is that not all it needs was measured."""
     planned: int
+    decisive: str = ""
+    """The differences that the verdict is of, where not both rows fell."""
 
     def __str__(self) -> str:
         if self.seeds > 1:
@@ -183,15 +191,16 @@ def in_short(asked: "Mapping[Question, Sequence[Answer]]") -> str:
         f"{ENOUGH} training seeds; of two, hardly anything can be decided. One seed is one pair of networks, which may "
         "differ by chance of training alone, and no verdict on the method.",
         "",
-        "| | compared | attacker | verdict | training seeds |",
-        "|---|---|---|---|---|",
+        "| | compared | attacker | verdict | difference in points | training seeds |",
+        "|---|---|---|---|---|---|",
     ]
     for question, found in asked.items():
         attacker = "paper's protocol" if question.protocol == "transfer" else "white-box"
         for number, each in enumerate(each for each in found if each.seeds):
             verdict = f"{'this pair: ' * (each.seeds == 1)}{each.bold}"
             seeds = f"{each.seeds} of {each.planned}" if each.seeds < each.planned else str(each.seeds)
-            lines.append(f"| {question.text * (number == 0)} | {each.compared} | {attacker} | {verdict} | {seeds} |")
+            cells = (question.text * (number == 0), each.compared, attacker, verdict, each.decisive, seeds)
+            lines.append(f"| {' | '.join(cells)} |")
     unanswered = [
         f"{question.text} {'; '.join(each.compared for each in found if not each.seeds)}"
         for question, found in asked.items()
@@ -212,8 +221,8 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
     ]
     done = dict(zip(question.columns, (_seeds_of_both(pair, place) for pair in cells), strict=True))
     shared = _judged_seeds(list(done.values()), together=question.together)
-    fewer = [] if question.together else [name for name in question.columns if done[name] and not shared <= done[name]]
-    each = {name: compared(name, among=None if name in fewer else shared) for name in question.columns}
+    other = [] if question.together else [name for name in question.columns if done[name] and not shared <= done[name]]
+    each = {name: compared(name, among=None if name in other else shared) for name in question.columns}
     beside = {name: compared(name, among=shared) or compared(name) for name in question.beside}
     together = {"all of these": compared(*question.columns, among=shared)} if question.together else {}
     shifts = _shifts(question, a, b, scale, place, shared)
@@ -229,24 +238,30 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
     if weak:
         shares = ", ".join(f"{100 * share:.1f} % under {_listed([name])}" for name, share in weak.items())
         told.append(f"of these images their own source gets right {shares}: little can transfer")
-    judged = {name: found for name, found in (together or each).items() if found is not None and name not in fewer}
+    judged = {name: found for name, found in (together or each).items() if found is not None and name not in other}
     missing = [name for name, found in each.items() if found is None]
     yet = f"not measured yet: {_listed(missing)}" if missing else ""
-    if fewer:
-        yet += f"{'; ' * bool(yet)}not judged, of fewer training seeds: {_listed(fewer)}"
+    if other:
+        yet += f"{'; ' * bool(yet)}not judged, of other training seeds: {_listed(other)}"
     planned = min(len(seeds) for pair in cells for seeds in pair)
     if not judged:
         return Answer((a, b), yet if len(missing) < len(each) else "not measured yet", "; ".join(told), 0, planned)
     parts = _words(judged, named=not question.together)
-    if shifts or (question.nearest and not any(found.best > FLOOR for found in judged.values())):
+    seeds = min(found.seeds for found in judged.values())
+    if 0 < len(shifts) < seeds:
+        parts.append("in L2 not judged, of fewer training seeds")
+    elif shifts or (question.nearest and not any(found.best > FLOOR for found in judged.values())):
         parts.append(_reach(shifts))
     if weak:
-        parts.append(f"the images of {_listed(weak)} hardly fool their own source")
+        parts.append(f"{_listed(weak)} fools its own source on less than half of the images")
     price = beside.get("Clean")
     if price is not None and price.word in WORDS[:2]:
         parts.append(f"Clean {100 * price.difference.value:+.1f} points")
     verdict = "; ".join(parts) + f" ({yet})" * bool(yet)
-    return Answer((a, b), verdict, "; ".join(told), min(found.seeds for found in judged.values()), planned)
+    decisive = "; ".join(
+        f"{f'{name} ' * (len(judged) > 1)}{found.brief}" for name, found in judged.items() if found.best > FLOOR
+    )
+    return Answer((a, b), verdict, "; ".join(told), seeds, planned, decisive)
 
 
 def _left_by_source(
@@ -288,7 +303,7 @@ def _words(judged: Mapping[str, Contrast], *, named: bool) -> list[str]:
     parts = [f"{word} under {_listed(names)}" if named else word for word, names in by_word.items() if names]
     fell = [name for name in judged if name not in words]
     if fell:
-        parts.append(f"neither withstands {_listed(fell)}" if named else "neither withstands")
+        parts.append(f"both keep at most {100 * FLOOR:.0f} %" + f" under {_listed(fell)}" * named)
     return parts
 
 
@@ -299,8 +314,9 @@ def _reach(shifts: Sequence[intervals.Shift]) -> str:
     found = _mean(shifts)
     if isinstance(found, intervals.Shift):
         return f"an attack in L2 must go {found.median:+.2f}"
-    way = "farther" if found.low > 0 else "less far" if found.high < 0 else "neither clearly farther nor less far"
-    return f"an attack in L2 must go {way}"
+    if found.low <= 0 <= found.high:
+        return "no clear difference in L2"
+    return f"an attack in L2 must go {'farther' if found.low > 0 else 'less far'}"
 
 
 def _mean(shifts: Sequence[intervals.Shift]) -> intervals.Shift | intervals.MeanShift:
@@ -358,7 +374,8 @@ def failures(name: str, scale: Scale, place: Place) -> list[str]:
 
     By row, over the training seeds that both attacks were measured of. The other is an attack on the network itself, or
     images of the paper's protocol; one step may leave more right than many, and is compared with one step. Only what is
-    clear of chance, from a point on.
+    clear of chance, from a point on. That is the chance of images alone: what another attack breaks on these networks
+    is broken, whatever it would do on others. So an interval is the mean of the seeds' own.
     """
     table = TABLES[name]
     known = robustness.attacks(table.data)
@@ -369,20 +386,21 @@ def failures(name: str, scale: Scale, place: Place) -> list[str]:
     }
     lines = []
     for row in (each for each in table.rows if each.role):
-        shown: dict[tuple[str, Protocol], pd.Series[bool]] = {}
-        for protocol in PROTOCOLS:
-            for column in budgets:
-                by_seed = right(name, row.name, [column], protocol, scale, place)
-                if by_seed:
-                    shown[column, protocol] = pd.concat(by_seed)
+        shown = {
+            (column, protocol): right(name, row.name, [column], protocol, scale, place)
+            for protocol in PROTOCOLS
+            for column in budgets
+        }
         told = []
         for column, (norm, epsilon) in budgets.items():
-            own = shown.get((column, "white-box"))
-            if own is None:
+            own = shown[column, "white-box"]
+            if not own:
                 continue
             if epsilon is None:
-                if intervals.accuracy(own.to_numpy()).low > FLOOR:
-                    told.append(f"{column} leaves {100 * own.mean():.1f} % at any distance (n = {len(own):,})")
+                kept = [intervals.accuracy(each.to_numpy()) for each in own.values()]
+                if mean(each.low for each in kept) > FLOOR:
+                    share = 100 * mean(each.value for each in kept)
+                    told.append(f"{column} leaves {share:.1f} % at any distance ({_size(kept)})")
                 continue
             rivals = {
                 f"{by} made on the source" if how == "transfer" else by: other
@@ -395,12 +413,25 @@ def failures(name: str, scale: Scale, place: Place) -> list[str]:
     return lines
 
 
-def _beaten(column: str, own: "pd.Series[bool]", rivals: "Mapping[str, pd.Series[bool]]") -> list[str]:
-    """The rival that breaks the most images more than `own`, of those that both attacked, if clearly more."""
-    clearest = intervals.clearest_gain(own, rivals)
-    if clearest is None or clearest[1].value < FLOOR:
-        return []
-    by, gain = clearest
-    both = own.index.intersection(rivals[by].index)
-    kept, left = (100 * each[both].mean() for each in (own, rivals[by]))
-    return [f"{column} leaves {kept:.1f} %, {by} {left:.1f} % (n = {gain.n:,})"]
+def _beaten(
+    column: str, own: "Mapping[int, pd.Series[bool]]", rivals: "Mapping[str, Mapping[int, pd.Series[bool]]]"
+) -> list[str]:
+    """The rival that breaks the most images more than `own`, of those that both attacked, if clearly more.
+
+    All by training seed; of those that both have.
+    """
+    found = []
+    for by, rival in rivals.items():
+        pairs = [pd.concat([own[seed], rival[seed]], axis=1, join="inner").to_numpy() for seed in own if seed in rival]
+        gains = [intervals.paired_difference(each[:, 0], each[:, 1]) for each in pairs if len(each)]
+        gain = mean(each.value for each in gains) if gains else 0.0
+        if gain >= FLOOR and mean(each.low for each in gains) > 0:
+            kept = mean(each[:, 0].mean() for each in pairs)
+            told = f"{column} leaves {100 * kept:.1f} %, {by} {100 * (kept - gain):.1f} % ({_size(gains)})"
+            found.append((gain, told))
+    return [max(found)[1]] if found else []
+
+
+def _size(by_seed: "Sequence[intervals.Accuracy | intervals.Difference]") -> str:
+    """How many images, and training seeds where there are several."""
+    return f"n = {by_seed[0].n:,}" + f", {len(by_seed)} seeds" * (len(by_seed) > 1)

@@ -19,7 +19,7 @@ QUESTIONS = (
         beside=(*FARTHER, "Clean"),
     ),
     Question(
-        "The same where the paper leaves something open (MNIST)",
+        "The same at a larger budget and with images rounded to 8 bits (MNIST)",
         "variations",
         (
             ("ours", OTHER),
@@ -30,14 +30,14 @@ QUESTIONS = (
         beside=("FGSM, 8 bits", "BIM, 8 bits"),
     ),
     Question(
-        "And on CIFAR-10?",
+        "Does Defend++ beat an undefended network that is merely not the source? (CIFAR-10)",
         "table3",
         (("ours", OTHER), ("ours + GN", "noise alone")),
         columns=("FGSM", "BIM"),
         beside=(*FARTHER, "Clean"),
     ),
     Question(
-        "And on ImageNet, where all are fine-tuned from the network that the images were made on?",
+        "The same on ImageNet, where all are fine-tuned from the network that the images were made on",
         "table4",
         (("ours", "No defense, fine-tuned"),),
         columns=("FGSM", "BIM"),
@@ -45,7 +45,7 @@ QUESTIONS = (
     ),
     *(
         Question(
-            f"And with other networks on {data}?",
+            f"Does Defend++ beat it with other networks? ({data})",
             table,
             tuple((f"ours ({network})", f"{OTHER} ({network})") for network in ("VGG16", "ResNet-50")),
             columns=("FGSM", "BIM"),
@@ -55,7 +55,7 @@ QUESTIONS = (
     ),
     *(
         Question(
-            f"And with images made on another architecture? ({data})",
+            f"Does Defend++ beat it where the images were made on another architecture? ({data})",
             table,
             (("ours", OTHER),),
             columns=tuple(each.name for each in TABLES[table].columns if each.network != each.source),
@@ -108,7 +108,7 @@ QUESTIONS = (
         nearest=FARTHER,
     ),
     Question(
-        "The same on CIFAR-10",
+        "White-box, is Defend++ harder to fool than an undefended network? (CIFAR-10)",
         "table3",
         (("ours", OTHER), ("ours + GN", OTHER), ("ours + GN", "noise alone")),
         "white-box",
@@ -118,7 +118,7 @@ QUESTIONS = (
     ),
     *(
         Question(
-            f"The same with other networks on {data}",
+            f"White-box, is Defend++ harder to fool than an undefended network? ({data}, other networks)",
             table,
             tuple((f"ours ({network})", f"{OTHER} ({network})") for network in ("VGG16", "ResNet-50")),
             "white-box",
@@ -129,7 +129,7 @@ QUESTIONS = (
         for table, data in (("table5", "MNIST"), ("table6", "CIFAR-10"))
     ),
     Question(
-        "The same on ImageNet",
+        "White-box, is Defend++ harder to fool than an undefended network? (ImageNet)",
         "table4",
         (("ours", "No defense, fine-tuned"),),
         "white-box",

@@ -25,6 +25,17 @@ def differences(recipe: Recipe, plain: Recipe) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields.items())
 
 
+def whole(recipe: Recipe) -> str:
+    """What determines the training of an undefended network, for people."""
+    width = "" if "/" in recipe.network else f"width {recipe.width}, first block of {recipe.stem} size, "
+    start = "from published weights, " * recipe.pretrained
+    return (
+        f"{width}{start}{recipe.epochs} epochs of batches of {recipe.batch_size}, {recipe.optimizer} with learning "
+        f"rate {recipe.learning_rate:g} ({recipe.schedule}), momentum {recipe.momentum:g} and weight decay "
+        f"{recipe.weight_decay:g}, augmentation: {recipe.augment}, keeping the {recipe.keep} epoch"
+    )
+
+
 def write_table(name: str, scale: Scale, place: Place) -> "RenderableType":
     """Write a table, as far as it was measured, to `name`.md in the results; returns it for a terminal."""
     made = tables.printed(name, scale, place)
@@ -86,7 +97,9 @@ def _stored(path: Path) -> dict[str, dict[str, np.ndarray]]:
 def _curves(scale: Scale, place: Place) -> dict[str, dict[str, pd.DataFrame]]:
     """The curves of figure 6 by protocol and network, as far as they were measured."""
     curves: dict[str, dict[str, pd.DataFrame]] = {"transfer": {}, "white-box": {}}
-    for (protocol, role), series in figure6(scale).items():
+    drawn = figure6(scale)
+    tables.check_weights((each for series in drawn.values() for each in series), place)
+    for (protocol, role), series in drawn.items():
         points = []
         for budget, each in zip((0.0, *paper.FIGURE6_EPSILONS), series, strict=True):
             measured = tables.right([each], place)

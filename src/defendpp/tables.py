@@ -6,7 +6,9 @@ there are fewer. A cell without a number says why in a note.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -58,8 +60,12 @@ class Printed:
 def outcome(measurement: Measurement, place: Place) -> pd.DataFrame | None:
     """What became of each image, indexed by image: correct, success, l2, ...; None where it was not measured yet."""
     path = measurement.file(place)
-    if not path.exists():
-        return None
+    return _outcome(path, path.stat().st_mtime_ns) if path.exists() else None
+
+
+@lru_cache(maxsize=256)  # a page asks for the same cell many times; not all, which would be gigabytes
+def _outcome(path: Path, written: int) -> pd.DataFrame:
+    """Of the file as it was `written` then; to be left as it is."""
     columns = ["image", "correct", "clean_prediction", "label", "success", "norm", "knowledge", "l2", "linf"]
     read: pd.DataFrame = pq.ParquetFile(path).read(columns).to_pandas()
     return read.set_index("image").sort_index()
@@ -110,6 +116,11 @@ def estimate(measured: "Sequence[pd.Series[bool]]") -> Accuracy | MeanAccuracy:
     if len(measured) == 1:
         return intervals.accuracy(measured[0].to_numpy())
     return intervals.mean_accuracy([each.to_numpy() for each in measured])
+
+
+def percent(found: Accuracy | MeanAccuracy) -> str:
+    """In %, with its interval, as tables print it."""
+    return f"{100 * found.value:.1f} ({100 * found.low:.1f}–{100 * found.high:.1f})"
 
 
 def printed(name: str, scale: Scale, place: Place) -> Printed:
@@ -172,7 +183,7 @@ def _measured(
         return Cell("", "missing")
     found = estimate([stayed_right(group, column.radius) for group in groups])
     numbers.append((found.n, len(measurements)))
-    text = f"{100 * found.value:.1f} ({100 * found.low:.1f}–{100 * found.high:.1f})"
+    text = percent(found)
     if line == LINES[2] and first.attack is not None and first.attack.epsilon is None and column.radius is None:
         text += f", median {_median([_nearest(group) for group in groups]):.2f}"
     measured = [seed for seed, group in by_seed.items() if group is not None]
