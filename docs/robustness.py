@@ -46,13 +46,14 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
         + ", not clipped; “consistency” has the network agree with itself on two noisy copies of an image (Jeong and "
         "Shin 2020); “decoder” is Defend++'s, fed with the noisy image, to rebuild the clean one, “full scale only” "
         "without the coarser targets, “without H modules” with an hourglass for the Laplacian pyramid; “0/1 images” "
-        "has a threshold at one half before the network. The margin, which some attacks descend, is the logit of the "
-        "right class less the largest of the others.\n"
+        "has a threshold at one half before the network. Rows with noise have a training of their own (last table): "
+        "against Defend++ and adversarial training it is compared as a whole, and not noise alone. The margin, which "
+        "some attacks descend, is the logit of the right class less the largest of the others.\n"
         "- **Budgets** are in pixel units of [0, 1].\n"
         "- **Selection**: the recipe for digits was chosen on validation images under PGD; the records of that were "
         "not kept, and those below were made afterwards. An earlier one, of larger batches, had by then been measured "
         "on 1,000 test images. Training for twice as long was tried on validation images first; its network of the "
-        "first seed is a second training, because the weights of the first were lost, and keeps as many test images. "
+        "first seed is a second training, because the weights of the first were lost, and does as well on test images. "
         "That for CIFAR-10 was set after few trials. "
         "Uniform, two-level, sign and block noise, other digits as noise, noise on hidden maps, L1 penalties on the "
         "gradient and large margins were tried in passing on digits, without records, and left fewer images right at "
@@ -61,22 +62,23 @@ def page(place: Place = PLACE, choice: Path = CHOICE) -> str:
         "- **Adversarial training** is at the paper's budgets, "
         + " and ".join(f"{paper.EPSILON[data]:g} ({shown})" for data, shown in robustness.DATA.items())
         + " for Adv. FGSM and Adv. PGD (digits only), which may be larger than those it is measured at; Adv. DDN has "
-        "none but a largest L2 norm. Adv. FGSM overfits to its single step, so that it falls to many: to be ahead of "
-        "it says little.\n"
+        "no L∞ budget, only a largest L2 norm. Adv. FGSM overfits to its single step, so that it falls to many: to be "
+        "ahead of it says little.\n"
         "- **Cost**: consistency sees two noisy copies of each image, so it takes twice the operations of noise alone. "
         "On digits noise that trains as long is measured beside it; on CIFAR-10 there is no such row, and what "
         "consistency adds there may in part be what longer training would.\n"
-        "- **Training seeds** 1, 2, 3 in the first table of MNIST on clean images and at "
+        "- **Training seeds** are planned to be 1, 2, 3 in the first table of MNIST on clean images and at "
         f"{', '.join(robustness.OVER_SEEDS)}, at its other budgets {paper.ONE_SEED['mnist']}; 1, 2, 3 in "
         f"“{robustness.TABLES['parts-mnist'].title}”; everywhere else {robustness.RECORD_SEED}. Attacks: seed 0.\n"
         "- **Images**: a cell with fewer than all test images has the same random subset as all others of so many, "
         f"which may be easier or harder than the rest; {_subset(place)}compare cells of one number of images only.\n"
         "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "
         "where that is wider. Differences are paired, image by image, as on the study's page, and so are verdicts; "
-        "none is corrected for their number. p is McNemar's exact test, which may differ at the limit.\n"
+        "none is corrected for their number. “No difference beyond 5 points” does not exclude a smaller one, of the "
+        "size of what consistency adds. p is McNemar's exact test, which may differ at the limit.\n"
         "- **Certified** accuracy is of another classifier: the same network, smoothed by noise (Cohen et al. 2019), "
-        f"at {_listed(robustness.COPIES)} noisy copies an image, each image with failure probability 0.001. No attack "
-        "whatever lowers it; it stands on the line “white-box” because the attacker may know all.\n"
+        f"at {_listed(robustness.COPIES)} noisy copies an image, each image with failure probability 0.001. But for "
+        "that, no attack whatever lowers it; it stands on the line “white-box” because the attacker may know all.\n"
         "- CIFAR-10 was read from a copy whose images had been re-encoded as JPEG, so figures on it are not exactly "
         "those of the lossless set.",
         f"{len(measured):,} of {len(wanted):,} measurements are there.",
@@ -148,7 +150,7 @@ def questions(data: str) -> list[Question]:
             ("noise + consistency, twice as long", "noise, four times as long"),
         ),
         ask(
-            "And against noise as recommended, at a quarter of the cost?",
+            "And against noise alone, at a quarter of the cost?",
             ("noise + consistency, twice as long", "noise"),
         ),
         ask(
@@ -203,7 +205,9 @@ def _chosen(data: str, record: Path) -> list[str]:
     threats = list(next(iter(made))["accuracy"])
     lines = [f"| candidate | {' | '.join(threats)} | minutes |", "|---" + "|---:" * (len(threats) + 1) + "|"]
     for each in made:
-        values = " | ".join(f"{100 * each['accuracy'][name][0]:.1f}" for name in threats)
+        values = " | ".join(
+            "{:.1f} ({:.0f}–{:.0f})".format(*(100 * x for x in each["accuracy"][name])) for name in threats
+        )
         lines.append(f"| {each['name']} | {values} | {each['seconds'] / 60:.0f} |")
     n = next(iter(made))["n"]
     main = robustness.main(data)
@@ -221,8 +225,9 @@ def _chosen(data: str, record: Path) -> list[str]:
         )
     return [
         f"## Candidates on validation images ({robustness.DATA[data]})",
-        f"Accuracy in % on {n} validation images, one training seed each: differences of two points mean nothing here. "
-        f"`benchmarks/choose.py`; PGD of 60 steps on the margin.{best}",
+        f"Accuracy in % on {n} validation images with its 95 % interval, one training seed each: differences of two "
+        f"points mean nothing here. `benchmarks/choose.py`; PGD of 60 steps on the margin. The choice is for {main}; "
+        f"at other budgets another level may be better.{best}",
         "\n".join(lines),
     ]
 

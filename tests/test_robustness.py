@@ -37,7 +37,10 @@ def test_every_role_is_a_recipe_of_its_own(data: str, scale: paper.Scale) -> Non
     made = {role: recipe(role, data, "resnet18", scale, 1) for role in ROLES}
     for each in made.values():
         each.check()
-    assert len({each.hash for each in made.values()}) == len(ROLES)
+    alike = int(scale == "cpu")  # where all are 16 wide
+    assert len({each.hash for each in made.values()}) == len(ROLES) - alike
+    assert (made["steady, width 16"] == made["steady"]) == alike
+    assert [made[f"steady, width {width}"].width for width in (8, 16, 32)] == [8, 16, 32]
     assert recipe("ours", data, "resnet18", scale, 1) == paper.recipe("ours", data, "resnet18", scale, 1)
     steady, decoder = made["steady"], made["steady, decoder"]
     assert steady.consistency == decoder.consistency > 0
