@@ -6,6 +6,7 @@ python docs/cards.py --weights study/networks
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 
 from defendpp import paper, published, robustness, schedule, study, tables
@@ -101,10 +102,9 @@ def _figures(subject: Subject, place: Place) -> list[str]:
     if subject.role not in RESIST:
         names = ["table2" if subject.data == "mnist" else "table3"]
     for table in map(study.TABLES.__getitem__, names):
-        cells = [(row, column) for row in table.rows if row.role == subject.role for column in table.columns]
-        for row, column in cells:
+        for row, column in product(table.rows, table.columns):
             for groups in study.cell(table, row, column, subject.scale):
-                mine = next((group for group in groups if group[0].target == subject), None)
+                mine = next((group for group in groups if group[0].target.recipe == subject.recipe), None)
                 right = tables.right(mine, place, column.radius) if mine else None
                 if mine and right is not None:
                     measured = (*(each.key for each in mine), column.radius)
