@@ -104,7 +104,7 @@ def _figures(subject: Subject, place: Place) -> list[str]:
     for table in map(study.TABLES.__getitem__, names):
         for row, column in product(table.rows, table.columns):
             for groups in study.cell(table, row, column, subject.scale):
-                mine = next((group for group in groups if group[0].target.recipe == subject.recipe), None)
+                mine = next((group for group in groups.values() if group[0].target.recipe == subject.recipe), None)
                 right = tables.right(mine, place, column.radius) if mine else None
                 if mine and right is not None:
                     measured = (*(each.key for each in mine), column.radius)

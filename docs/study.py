@@ -70,18 +70,19 @@ def page(place: Place = PLACE) -> str:
         "where that is wider. Differences are paired, image by image: Newcombe's interval for one seed, over several "
         "seeds Student's, or Newcombe's where that is wider, with the difference of each seed in brackets. None is "
         "corrected for their number: with no real effect one in twenty still excludes 0; and one of a single training "
-        "seed leaves out how much trainings differ, so that it "
-        "excludes 0 for most pairs of networks, two undefended ones included. p is McNemar's exact test, which may "
+        "seed leaves out how much trainings differ, so that it excludes 0 for most pairs of networks, two undefended "
+        "ones included. p is McNemar's exact test, which may "
         "differ at the limit.\n"
         "- **Verdicts** go by intervals. “Higher” and “lower”: the interval excludes 0. “No difference beyond "
         f"{100 * findings.MARGIN:.0f} points”: it holds 0 and ends within so many points of it. “Undecided”: it holds "
         "0 and more than that. A smaller effect than those points is not excluded by “no difference”. “Farther” and "
         "“less far” in L2 are said over several training seeds only, where the interval of the mean of their medians "
-        "excludes 0.\n- **White-box** is FGSM, BIM, PGD (cross-entropy, one start), C&W and DDN, as in the paper: "
-        "upper bounds of robust accuracy; tables 2, 3, 5 and 6 have the cascade beside them, which ends in random "
-        "search. C&W has the paper's 5 times 20 steps and does not converge in them. C&W and DDN may go any distance: "
-        "where one of them needs more than the other, or leaves images right, that is its failure and no robustness, "
-        "as of DDN on VGG16. DDN takes 100 steps. "
+        "excludes 0.\n"
+        "- **White-box** is FGSM, BIM, PGD (cross-entropy, one start), C&W and DDN, as in the paper: upper bounds of "
+        "robust accuracy; tables 2, 3, 5 and 6 have the cascade beside them, which ends in random search. C&W has the "
+        "paper's 5 times 20 steps and does not converge in them; DDN takes 100. C&W and DDN may go any distance: where "
+        "one of them needs more than the other, or leaves images right, that is its failure and no robustness, as of "
+        "DDN on VGG16. "
         "Which cells of FGSM, BIM and PGD show a failed attack is listed below.\n"
         "- **Images**: where a cell has fewer than all test images, they are one random subset, the same for all rows; "
         f"{_subset(place)}compare cells of one number of images and of the same training seeds only.\n"
@@ -92,8 +93,8 @@ def page(place: Place = PLACE) -> str:
         "get the same, in 100 steps, each of a tenth of the budget. 0.2 is 51/255, so that rounding to 8 bits leaves "
         "MNIST's FGSM images as they are and moves a pixel of BIM's by half a level at most: those columns are shown "
         "but not judged.",
-        f"{len(measured):,} of {len(wanted):,} measurements and {len(trained)} networks are there; they took "
-        f"{spoken(spent)} of one to two processor cores.",
+        f"{len(measured):,} of {len(wanted):,} measurements and {len(trained)} networks are there; they took at least "
+        f"{spoken(spent)} of one to two processor cores, not counting the images that were made to be shown.",
         "## The answers, one by one",
     ]
     for question, lines in asked.items():

@@ -54,7 +54,7 @@ def reproduced(scale: Scale, place: Place) -> str:
             claim = next(e for e in table.rows if (e.role, e.network) == (CLAIMED[row.role], row.network)).published
             for column in (each for each in table.columns if each.name in claim):
                 cells = study.cell(table, row, column, scale)
-                key = tuple(each.key for groups in cells for group in groups for each in group)
+                key = tuple(each.key for groups in cells for group in groups.values() for each in group)
                 if key in lines:
                     continue
                 found = [right(name, row.name, [column.name], protocol, scale, place) for protocol in PROTOCOLS]
@@ -158,7 +158,7 @@ def _crossings(name: str, row: str, scale: Scale, place: Place) -> list[str]:
     told, far = [], []
     for attack in FARTHER:
         groups, _ = measurements(name, row, attack, "transfer", scale)
-        frames = {group[0].target.seed: tables.outcomes(group, place) for group in groups}
+        frames = {seed: tables.outcomes(group, place) for seed, group in groups.items()}
         shown = {seed: pd.concat(each) for seed, each in frames.items() if each is not None and seed in clean}
         if shown:
             kept = mean(100 * float(each["correct"].mean()) for each in shown.values())

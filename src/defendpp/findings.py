@@ -11,9 +11,9 @@ from typing import get_args
 
 import pandas as pd
 
-from defendpp import intervals, robustness, tables
+from defendpp import intervals, robustness, study, tables
 from defendpp.paper import Protocol, Scale
-from defendpp.study import TABLES, Measurement, Place, cell
+from defendpp.study import TABLES, Place, cell
 
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 FLOOR = 0.01
@@ -87,7 +87,7 @@ def right(
     found: list[dict[int, pd.Series[bool]]] = []
     for name in columns:
         groups, radius = measurements(table, row, name, protocol, scale)
-        by_seed = {group[0].target.seed: tables.right(group, place, radius) for group in groups}
+        by_seed = {seed: tables.right(group, place, radius) for seed, group in groups.items()}
         found.append({seed: values for seed, values in by_seed.items() if values is not None})
     shared = [seed for seed in found[0] if all(seed in each for each in found)]
     return {seed: pd.concat([each[seed] for each in found], axis=1, join="inner").all(axis=1) for seed in shared}
@@ -107,7 +107,7 @@ def on_part(
 
 def measurements(
     table: str, row: str, column: str, protocol: Protocol, scale: Scale
-) -> tuple[list[list[Measurement]], float | None]:
+) -> tuple[study.Cell, float | None]:
     """`study.cell` of a row and a column by their names, under one protocol, and the column's radius if it has one."""
     of_row = next(each for each in TABLES[table].rows if each.name == row)
     of_column = next(each for each in TABLES[table].columns if each.name == column)
@@ -271,16 +271,16 @@ def _left_by_source(
     left = {}
     for name in columns if question.protocol == "transfer" else ():
         groups, _ = measurements(question.table, row, name, "transfer", scale)
-        own = [tables.right([replace(each, target=each.source) for each in group], place) for group in groups]
+        own = [tables.right([replace(each, target=each.source) for each in group], place) for group in groups.values()]
         shares = [float(each.mean()) for each in own if each is not None]
         if shares and mean(shares) > WEAK:
             left[name] = mean(shares)
     return left
 
 
-def _seeds_of_both(rows: Sequence[Sequence[Sequence[Measurement]]], place: Place) -> set[int]:
+def _seeds_of_both(rows: Sequence[study.Cell], place: Place) -> set[int]:
     """The training seeds of which a column has both rows."""
-    done = ({group[0].target.seed for group in groups if all(each.is_done(place) for each in group)} for groups in rows)
+    done = ({seed for seed, group in each.items() if all(job.is_done(place) for job in group)} for each in rows)
     return set.intersection(*done)
 
 
@@ -358,10 +358,10 @@ def _distances(question: Question, row: str, scale: Scale, place: Place) -> "dic
     found: dict[int, list[pd.Series[float]]] = {}
     for name in question.nearest:
         groups, _ = measurements(question.table, row, name, "white-box", scale)
-        for group in groups:
+        for seed, group in groups.items():
             frames = tables.outcomes(group, place)
             if frames is not None:
-                mine = found.setdefault(group[0].target.seed, [])
+                mine = found.setdefault(seed, [])
                 right = [each[each["clean_prediction"] == each["label"]] for each in frames]
                 mine.append(pd.concat([each["l2"].where(each["success"], inf) for each in right], axis=1).min(axis=1))
     nearest = {seed: pd.concat(each, axis=1, join="inner").min(axis=1) for seed, each in found.items()}

@@ -261,18 +261,19 @@ def count(subject: Subject, attack: str, *, white_box: bool) -> int | None:
     return None if subject.data == "mnist" and subject.network == "resnet18" else 2000
 
 
-def cell(
-    table: Table, row: Row, column: Column, scale: Scale
-) -> tuple[list[list[Measurement]], list[list[Measurement]]]:
+Cell = dict[int, list[Measurement]]
+"""By the target's training seed measurements of which the worst counts, image by image."""
+
+
+def cell(table: Table, row: Row, column: Column, scale: Scale) -> tuple[Cell, Cell]:
     """What a cell shows: under the paper's protocol, transfer, and white-box.
 
-    For each training seed a list of measurements, of which the worst counts, image by image. White-box is empty where
-    the column has another source than the network itself. The row "No defense" is the source: both are then the same.
-    Both are empty for a row that the paper quotes.
+    White-box is empty where the column has another source than the network itself. The row "No defense" is the source:
+    both are then the same. Both are empty for a row that the paper quotes.
     """
     network = column.network or row.network
-    transfer: list[list[Measurement]] = []
-    white_box: list[list[Measurement]] = []
+    transfer: Cell = {}
+    white_box: Cell = {}
     if not row.role:
         return transfer, white_box
     attacks = robustness.attacks(table.data)
@@ -281,27 +282,27 @@ def cell(
         target = Subject(role, table.data, network, seed, scale)
         source = replace(target.source, network=column.source or network)
         if column.attack == "Clean":
-            (transfer if "transfer" in column.protocols else white_box).append([Measurement(target, target)])
+            (transfer if "transfer" in column.protocols else white_box)[seed] = [Measurement(target, target)]
             continue
         attack = attacks[column.attack]
         few, many = (column.images or count(target, column.attack, white_box=is_white) for is_white in (True, False))
         if row.role == "comdefend-wb":
             if "transfer" in column.protocols:
-                transfer.append([Measurement(target, target, attack, few, "bare")])
+                transfer[seed] = [Measurement(target, target, attack, few, "bare")]
             continue
         if "transfer" in column.protocols:
-            transfer.append([Measurement(target, source, attack, many)])
+            transfer[seed] = [Measurement(target, source, attack, many)]
         if source == target and transfer:
-            white_box.append(transfer[-1])
+            white_box[seed] = transfer[seed]
         elif column.source in (None, network) and "white-box" in column.protocols:
             every = [robustness.fitting(attacks[name], target.recipe) for name in (column.attack, *column.also)]
-            white_box.append(
-                [Measurement(target, target, each, few, way) for each in every for way in _ways(target.recipe, each)]
-            )
+            white_box[seed] = [
+                Measurement(target, target, each, few, way) for each in every for way in _ways(target.recipe, each)
+            ]
             if column.twin:
-                seed = paper.ONE_SEED[table.data] if scale == "cpu" else 1
-                twin = replace(source, seed=paper.SOURCE_SEEDS[seed])
-                white_box[-1].append(Measurement(target, twin, attacks[column.twin], few))
+                experiment = paper.ONE_SEED[table.data] if scale == "cpu" else 1
+                twin = replace(source, seed=paper.SOURCE_SEEDS[experiment])
+                white_box[seed].append(Measurement(target, twin, attacks[column.twin], few))
     return transfer, white_box
 
 
@@ -344,7 +345,7 @@ def _measurements_in_turn(
         for column in table.columns
         for protocol in cell(table, row, column, scale)  # which may have nothing, whatever the seeds
         for turn, (seed, alternatives) in enumerate(
-            zip(_experiments(row, table, scale, column), protocol, strict=False)
+            zip(_experiments(row, table, scale, column), protocol.values(), strict=False)
         )
         if not training_seeds or seed in training_seeds
         for each in alternatives

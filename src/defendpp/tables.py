@@ -44,6 +44,8 @@ class Cell:
     """A key of `REASONS`, where there is no number."""
     n: int | None = None
     """Images, where it was measured."""
+    seeds: int = 0
+    """Training seeds, where it was measured."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,6 @@ def printed(name: str, scale: Scale, place: Place) -> Printed:
     check_weights(study.measurements(name, scale), place)
     shown = _lines(table)
     rows = []
-    numbers: list[tuple[int, int]] = []
     for row in table.rows:
         lines: dict[str, list[Cell]] = {line: [] for line in LINES}
         usual = _usual(row.role, table, scale)
@@ -137,9 +138,9 @@ def printed(name: str, scale: Scale, place: Place) -> Printed:
             value = row.published.get(column.name)
             lines["reported"].append(Cell("", "paper") if value is None else Cell(f"{value:.2f}"))
             for line, measurements in zip(LINES[1:], cell(table, row, column, scale), strict=True):
-                lines[line].append(_measured(measurements, row, column, line, usual, place, numbers))
+                lines[line].append(_measured(measurements, row, column, line, usual, place))
         rows += [(row.name if line == shown[0] else "", line, lines[line]) for line in shown]
-    return Printed(table.title, [column.name for column in table.columns], rows, _note(rows, numbers, table, scale))
+    return Printed(table.title, [column.name for column in table.columns], rows, _note(rows, table, scale))
 
 
 def _usual(role: str, table: Table, scale: Scale) -> tuple[int, ...]:
@@ -158,13 +159,12 @@ def _lines(table: Table) -> list[str]:
 
 
 def _measured(
-    measurements: Sequence[Sequence[Measurement]],
+    measurements: study.Cell,
     row: Row,
     column: Column,
     line: str,
     usual: Sequence[int],
     place: Place,
-    numbers: list[tuple[int, int]],
 ) -> Cell:
     if not measurements:
         if not row.role:
@@ -174,22 +174,21 @@ def _measured(
         if row.role == "comdefend-wb":
             return Cell("", "wb")
         return Cell("", "source" if len(column.protocols) == 2 else "open")
-    first = measurements[0][0]
+    first = next(iter(measurements.values()))[0]
     if line == LINES[1] and first.attack is not None and first.is_white_box and not first.through:
         return Cell("", "own")
-    by_seed = {each[0].target.seed: outcomes(each, place) for each in measurements}
+    by_seed = {seed: outcomes(each, place) for seed, each in measurements.items()}
     groups = [group for group in by_seed.values() if group is not None]
     if not groups:
         return Cell("", "missing")
     found = estimate([stayed_right(group, column.radius) for group in groups])
-    numbers.append((found.n, len(measurements)))
     text = percent(found)
     if line == LINES[2] and first.attack is not None and first.attack.epsilon is None and column.radius is None:
         text += f", median {_median([_nearest(group) for group in groups]):.2f}"
     measured = [seed for seed, group in by_seed.items() if group is not None]
     if measured != list(usual):
         text += f", seed{'s' * (len(measured) > 1)} {' '.join(map(str, measured))}"
-    return Cell(text, n=found.n)
+    return Cell(text, n=found.n, seeds=len(measured))
 
 
 def _nearest(alternatives: Sequence[pd.DataFrame]) -> pd.DataFrame:
@@ -202,16 +201,15 @@ def _median(frames: Sequence[pd.DataFrame]) -> float:
     return records.median_distance(pd.concat(frames, ignore_index=True)).median
 
 
-def _note(
-    rows: Sequence[tuple[str, str, Sequence[Cell]]], numbers: Sequence[tuple[int, int]], table: Table, scale: Scale
-) -> str:
+def _note(rows: Sequence[tuple[str, str, Sequence[Cell]]], table: Table, scale: Scale) -> str:
     note = f"Accuracy in %. Measured at “{scale}” scale, with its 95 % interval"
-    if numbers:
-        note += f", on {max(n for n, _ in numbers):,} test images or as many as the cell says"
-    if any(seeds > 1 for _, seeds in numbers):
+    measured = [each for _, _, cells in rows for each in cells if each.n]
+    if measured:
+        note += f", on {max(each.n or 0 for each in measured):,} test images or as many as the cell says"
+    if any(each.seeds > 1 for each in measured):
         note += "; mean over the training seeds where a cell has several"
     note += "."
-    if numbers:
+    if measured:
         usual, sources = (_usual(role, table, scale) for role in ("", "source"))
         note += f" Training seed{'s' * (len(usual) > 1)} {', '.join(map(str, usual))}"
         if any(row.role == "source" for row in table.rows):
