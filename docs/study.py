@@ -34,9 +34,10 @@ def page(place: Place = PLACE) -> str:
         "MM 2020), measured again as far as it is done. `defendpp reproduce all` does what is missing; `defendpp "
         "reproduce table1 --show` prints what is there.",
         "## In short",
-        "\n".join(f"- {line}" for line in claims.headlines("cpu", place)),
-        "Intervals are 95 %, over training seeds on MNIST and over images of one pair of networks elsewhere. What "
-        "resists an attacker who has the gradients is on [a page of its own](robustness.md).",
+        "Images left right, in %, with 95 % intervals: over training seeds on MNIST, over the images of one network "
+        "elsewhere. “Shown images of another network” is the paper's protocol. What resists an attacker who has the "
+        "gradients is on [a page of its own](robustness.md).",
+        claims.headlines("cpu", place),
         findings.in_short(asked),
         "## How to read it",
         "The paper calls its setting white-box. The scripts that its first author published make the adversarial "

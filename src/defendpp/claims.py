@@ -15,32 +15,36 @@ from defendpp.study import TABLES, Picture, Place, figure6
 CLAIMED = {"ours": "ours", "ours + GN": "ours + GN", "ours, fine-tuned": "ours", "ours, as released": "ours"}
 """Roles of Defend++, and the role whose published numbers each is held against: the released scripts fine-tune."""
 CONTROLS = {
-    "table2": ("MNIST", OTHER, "an undefended network of another seed"),
-    "table3": ("CIFAR-10", OTHER, "an undefended network of another seed"),
-    "table4": ("ImageNet", "No defense, fine-tuned", "an undefended network fine-tuned alike"),
+    "table2": ("MNIST", OTHER, "undefended, another seed"),
+    "table3": ("CIFAR-10", OTHER, "undefended, another seed"),
+    "table4": ("ImageNet", "No defense, fine-tuned", "undefended, fine-tuned alike"),
 }
 """The tables that the paper's case rests on: their data, and the row that Defend++ has to beat."""
+HOW: dict[Protocol, str] = {"transfer": "shown images of another network", "white-box": "attacked itself"}
 REBUILT, CUT = ("D_rc", "D_ra"), ("D_tc", "D_ta")
 """Arrays of `figure_data.removal`: distances to the clean and to the attacked image."""
 
 
-def headlines(scale: Scale, place: Place) -> list[str]:
-    """What is left right of Defend++, of what it has to beat and, as published, of both in the paper: a sentence for
-    each data set and protocol that something was measured of."""
-    lines = []
+def headlines(scale: Scale, place: Place) -> str:
+    """What is left right of Defend++ and of what it has to beat, under both protocols, beside what the paper reports: a
+    table in Markdown. Empty where nothing was measured."""
+    attacks = ("FGSM", "BIM", "DDN")
+    lines = [f"| | | {' | '.join(attacks)} |", "|---|---" + "|---:" * len(attacks) + "|"]
     for name, (data, control, called) in CONTROLS.items():
         published = next(row for row in TABLES[name].rows if row.name == "ours").published
-        for protocol in PROTOCOLS:
-            told = []
-            for column in ("FGSM", "BIM", *FARTHER[-1:]):
-                found = [right(name, row, [column], protocol, scale, place) for row in ("ours", control)]
-                if all(found):
-                    ours, other = (tables.percent(tables.estimate([*by_seed.values()])) for by_seed in found)
-                    told.append(f"{column} {ours} against {other}, reported {published[column]:.1f}")
-            if told:
-                how = "images made on another network (the paper's protocol)" if protocol == "transfer" else protocol
-                lines.append(f"{data}, {how}, % left right of Defend++ against {called}: {'; '.join(told)}.")
-    return lines
+        found = {
+            f"{shown}, {HOW[protocol]}": [right(name, row, [each], protocol, scale, place) for each in attacks]
+            for protocol in PROTOCOLS
+            for row, shown in (("ours", "Defend++"), (control, called))
+        }
+        if any(by_seed for cells in found.values() for by_seed in cells):
+            lines.append(
+                f"| {data} | Defend++, reported | {' | '.join(f'{published[each]:.2f}' for each in attacks)} |"
+            )
+            for shown, cells in found.items():
+                told = [tables.percent(tables.estimate([*each.values()])) if each else "–" for each in cells]
+                lines.append(f"| | {shown} | {' | '.join(told)} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
 
 
 def reproduced(scale: Scale, place: Place) -> str:

@@ -187,7 +187,7 @@ def answers(question: Question, scale: Scale, place: Place) -> list[Answer]:
 def in_short(asked: "Mapping[Question, Sequence[Answer]]") -> str:
     """The verdicts alone, in Markdown: a sentence and a table."""
     lines = [
-        "In short; the differences behind each verdict, with their tests, follow. Bold: of at least "
+        "The differences of each training seed, with their tests, follow below. Bold verdicts: of at least "
         f"{ENOUGH} training seeds; of two, hardly anything can be decided. One seed is one pair of networks, which may "
         "differ by chance of training alone, and no verdict on the method.",
         "",
