@@ -109,11 +109,7 @@ def _figures(subject: Subject, place: Place) -> list[str]:
                 if mine and right is not None:
                     measured = (*(each.key for each in mine), column.radius)
                     found.setdefault(measured, (_title(mine[0], column, subject), tables.estimate([right])))
-    lines = [
-        f"| {title} | {100 * each.value:.1f} ({100 * each.low:.1f}–{100 * each.high:.1f}) | {each.n:,} |"
-        for title, each in found.values()
-        if title
-    ]
+    lines = [f"| {title} | {tables.percent(each)} | {each.n:,} |" for title, each in found.values() if title]
     return [
         "Test images; 95 % intervals (Wilson); white-box unless it says otherwise; budgets and radii in pixel units; "
         "what the attacks are stands in the project's docs/robustness.md and docs/study.md.",

@@ -35,8 +35,9 @@ def page(place: Place = PLACE) -> str:
         "reproduce table1 --show` prints what is there.",
         "## In short",
         "Images left right, in %, with 95 % intervals: over training seeds on MNIST, over the images of one network "
-        "elsewhere. “Shown images of another network” is the paper's protocol. What resists an attacker who has the "
-        "gradients is on [a page of its own](robustness.md).",
+        "elsewhere. “Shown images of another network” is the paper's protocol; DDN's stop just across that network's "
+        "boundary, so that a high number there is no robustness. What resists an attacker who has the gradients is on "
+        "[a page of its own](robustness.md).",
         claims.headlines("cpu", place),
         findings.in_short(asked),
         "## How to read it",
@@ -44,7 +45,7 @@ def page(place: Place = PLACE) -> str:
         "images once, on the undefended classifier, and show them to every other network, and on MNIST and CIFAR-10 "
         "with ResNets the order of the numbers printed of its own defence, C&W and DDN near clean accuracy and above "
         "FGSM, is natural for that, and not what attacks give that succeed on each network itself; with VGG16 on MNIST "
-        "and on ImageNet it is quite that of neither (below). "
+        "and on ImageNet it is not quite that of either (below). "
         "So each table has three lines a row: *reported*; *paper's protocol*, with images made as in those scripts; "
         "and *white-box*, each network attacked through its own gradients. It is a reading of the evidence, not an "
         "accusation. The scripts also start from the trained source and keep the epoch that resists most on test "
@@ -74,11 +75,11 @@ def page(place: Place = PLACE) -> str:
         "seed leaves out how much trainings differ, so that it excludes 0 for most pairs of networks, two undefended "
         "ones included. p is McNemar's exact test, which may "
         "differ at the limit.\n"
-        "- **Verdicts** go by intervals. “Higher” and “lower”: the interval excludes 0. “No difference beyond "
-        f"{100 * findings.MARGIN:.0f} points”: it holds 0 and ends within so many points of it. “Undecided”: it holds "
-        "0 and more than that. A smaller effect than those points is not excluded by “no difference”. “Farther” and "
-        "“less far” in L2 are said over several training seeds only, where the interval of the mean of their medians "
-        "excludes 0.\n"
+        "- **Verdicts** go by intervals. “Higher” and “lower”: the interval excludes 0, and of one pair p is below "
+        f"0.05. “No difference beyond {100 * findings.MARGIN:.0f} points”: not so, and it ends within so many points "
+        "of it. “Undecided”: it holds more than that. A smaller effect than those points is not excluded by “no "
+        "difference”. “Farther” and “less far” in L2 are said over several training seeds only, where the interval of "
+        "the mean of their medians excludes 0.\n"
         "- **White-box** is FGSM, BIM, PGD (cross-entropy, one start), C&W and DDN, as in the paper: upper bounds of "
         "robust accuracy; tables 2, 3, 5 and 6 have the cascade beside them, which ends in random search. C&W has the "
         "paper's 5 times 20 steps and does not converge in them; DDN takes 100. C&W and DDN may go any distance: where "
@@ -111,10 +112,10 @@ def page(place: Place = PLACE) -> str:
         if failed:
             parts.append(f"### Which white-box attacks failed? ({name.replace('table', 'table ')})")
             parts.append(
-                "At the same budget another attack, or images made on another network, left fewer images right, by a "
-                "point and more than chance; so these cells are no robust accuracy. FGSM is one step, and compared "
-                "with one step only. Likewise what may go any distance and leaves more than 1 % right. Over the "
-                "training seeds that were measured of both.\n\n" + "\n".join(f"- {line}" for line in failed)
+                "At the same budget another attack, or images made on another network, left fewer images right, by at "
+                "least a point and beyond chance; so these cells are no robust accuracy. FGSM is one step, and "
+                "compared with one step only. Likewise what may go any distance and leaves more than 1 % right. Over "
+                "the training seeds that were measured of both.\n\n" + "\n".join(f"- {line}" for line in failed)
             )
     numbers = claims.reproduced("cpu", place)
     if numbers:
@@ -193,14 +194,16 @@ def _recipes() -> list[str]:
         for row in (each for each in table.rows if each.role):
             rows = named.setdefault((table.data, row.network, row.role), [])
             rows += [row.name] * (row.name not in rows)
+    remarks = dict(paper.REMARKS)
     for (data, network, role), rows in sorted(named.items(), key=lambda each: each[0][:2] != ("mnist", "resnet18")):
         trained = "comdefend" if role == "comdefend-wb" else role
         recipe, plain = (paper.recipe(each, data, network, "cpu", 1) for each in (trained, "none"))
         shown = f"{data} | {paper.NETWORKS[network]}"
         if role == "none":
             undefended.append(f"| {shown} | {study_report.whole(plain)} |")
-        text = study_report.differences(recipe, plain)
-        others.append(f"| {shown} | {', '.join(rows)} | {text} | {paper.REMARKS.get(role, '')} |")
+        else:
+            text = study_report.differences(recipe, plain)
+            others.append(f"| {shown} | {', '.join(rows)} | {text} | {remarks.pop(role, '')} |")
     loss = paper.recipe("ours", "mnist", "resnet18", "cpu", 1)
     return [
         "## How each row was trained",

@@ -246,12 +246,12 @@ def test_data_is_looked_for_that_training_and_measuring_load(monkeypatch: pytest
     """Of a pretrained network that is left as it is, too: it is validated. ImageNet's test images are others'."""
     asked: list[str] = []
     monkeypatch.setattr(reproduce, "_data", lambda name, *_: asked.append(name))
+    monkeypatch.setattr(robustness, "recipe", lambda *_: Recipe(data="imagenet-1000", epochs=0))
     source = Subject("source", "imagenet", "pretrained", 0, "cpu")
     reproduce.check_data([Measurement(source, source)], None)
     assert asked == ["nips2017"]
     reproduce.check_data([Training(source), Making(source, BIM, None)], None)
-    assert source.recipe.epochs == 0
-    assert asked[1:] == [source.recipe.data, "nips2017"]
+    assert asked[1:] == ["imagenet-1000", "nips2017"]
 
 
 def test_one_process_at_a_time_does_a_job(tmp_path: Path) -> None:

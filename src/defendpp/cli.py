@@ -457,6 +457,12 @@ def reproduce(
         jobs = study.plan(wanted, scale, rows=rows or (), training_seeds=seeds or ())
         left = study.missing(jobs, place)
         finished = schedule.samples(study.plan(known, scale), place) if left else []
+        if lost := study.lost(left, place):
+            print(
+                f"the result is in {place.results} and the weights are not in {place.work} of "
+                f"{'; '.join(str(each.subject) for each in lost)}: what training these again comes to is refused, with "
+                "all that needs it, unless it comes to the same weights; --results NEW measures everything anew"
+            )
         if dry_run:
             is_told_apart = len(wanted) > 1 and not (rows or seeds)
             parts = {name: study.plan((name,), scale) for name in wanted} if is_told_apart else {}
@@ -468,12 +474,6 @@ def reproduce(
             root = data_root.absolute() if data_root else None
             arguments.writable(place.results, place.work)
             check_data(left, root)
-            if lost := study.lost(left, place):
-                print(
-                    f"of {len(lost)} networks the result is in {place.results} and the weights are not here, as of "
-                    f"{lost[0].subject}: what training them again comes to is refused, with all that needs it, unless "
-                    "it comes to the same weights; --results NEW measures everything anew"
-                )
             do = schedule.Doing(place, root, device, bar=workers == 1 and not ray)
             try:
                 schedule.run(jobs, left, do, finished, workers=workers, address=ray)

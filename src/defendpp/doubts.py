@@ -66,7 +66,7 @@ def in_records(records: pd.DataFrame) -> list[str]:
             others[told + (f" from “{source}”" if knowledge == "transfer" else "")] = _right(images)
             if set(images["image"]) & set(rows["image"]):
                 compared.add((network, norm, epsilon, frozenset({attack, by}), source))
-        clearest = intervals.clearest_gain(_right(rows), others)
+        clearest = _clearest_gain(_right(rows), others)
         if clearest:
             stronger, gain = clearest
             found.append(
@@ -173,6 +173,23 @@ def _of_any_size(records: pd.DataFrame) -> pd.DataFrame:
     """What white-box minimal-norm attacks did on images that are right when clean."""
     is_minimal = (records["knowledge"] == "white-box") & records["epsilon"].isna()
     return records[is_minimal & (records["clean_prediction"] == records["label"])]
+
+
+def _clearest_gain(
+    own: "pd.Series[bool]", others: "Mapping[str, pd.Series[bool]]"
+) -> tuple[str, intervals.Difference] | None:
+    """The other attack that leaves the most images fewer right than `own`, of those that both attacked, and how many.
+
+    Each says by image which stayed right. None where no 95 % interval excludes 0.
+    """
+    found = {}
+    for name, other in others.items():
+        both = own.index.intersection(other.index)
+        if not both.empty:
+            gain = intervals.paired_difference(own[both].to_numpy(), other[both].to_numpy())
+            if gain.low > 0:
+                found[name] = gain
+    return max(found.items(), key=lambda each: each[1].value) if found else None
 
 
 def _right(run: pd.DataFrame) -> "pd.Series[bool]":

@@ -107,7 +107,7 @@ def on_part(
 
 def measurements(
     table: str, row: str, column: str, protocol: Protocol, scale: Scale
-) -> tuple[study.Cell, float | None]:
+) -> tuple[study.BySeed, float | None]:
     """`study.cell` of a row and a column by their names, under one protocol, and the column's radius if it has one."""
     of_row = next(each for each in TABLES[table].rows if each.name == row)
     of_column = next(each for each in TABLES[table].columns if each.name == column)
@@ -191,7 +191,7 @@ def in_short(asked: "Mapping[Question, Sequence[Answer]]") -> str:
         f"{ENOUGH} training seeds; of two, hardly anything can be decided. One seed is one pair of networks, which may "
         "differ by chance of training alone, and no verdict on the method.",
         "",
-        "| | compared | attacker | verdict | difference in points | training seeds |",
+        "| | compared | attacker | verdict | first less second, points | training seeds |",
         "|---|---|---|---|---|---|",
     ]
     for question, found in asked.items():
@@ -253,9 +253,9 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
     elif shifts or (question.nearest and not any(found.best > FLOOR for found in judged.values())):
         parts.append(_reach(shifts))
     if weak:
-        parts.append(f"{_listed(weak)} fools its own source on less than half of the images")
+        parts.append(f"images of {_listed(weak)} fool their own source less than half the time")
     price = beside.get("Clean")
-    if price is not None and price.word in WORDS[:2]:
+    if price is not None and price.seeds == seeds and price.word in WORDS[:2]:
         parts.append(f"Clean {100 * price.difference.value:+.1f} points")
     verdict = "; ".join(parts) + f" ({yet})" * bool(yet)
     decisive = "; ".join(
@@ -278,7 +278,7 @@ def _left_by_source(
     return left
 
 
-def _seeds_of_both(rows: Sequence[study.Cell], place: Place) -> set[int]:
+def _seeds_of_both(rows: Sequence[study.BySeed], place: Place) -> set[int]:
     """The training seeds of which a column has both rows."""
     done = ({seed for seed, group in each.items() if all(job.is_done(place) for job in group)} for each in rows)
     return set.intersection(*done)
@@ -313,7 +313,7 @@ def _reach(shifts: Sequence[intervals.Shift]) -> str:
         return "in L2 not measured yet"
     found = _mean(shifts)
     if isinstance(found, intervals.Shift):
-        return f"an attack in L2 must go {found.median:+.2f}"
+        return f"an attack in L2 must go {found.median:+.2f} (median)"
     if found.low <= 0 <= found.high:
         return "no clear difference in L2"
     return f"an attack in L2 must go {'farther' if found.low > 0 else 'less far'}"
@@ -423,7 +423,7 @@ def _beaten(
     found = []
     for by, rival in rivals.items():
         pairs = [pd.concat([own[seed], rival[seed]], axis=1, join="inner").to_numpy() for seed in own if seed in rival]
-        gains = [intervals.paired_difference(each[:, 0], each[:, 1]) for each in pairs if len(each)]
+        gains = [intervals.paired_difference(each[:, 0], each[:, 1]) for each in pairs]
         gain = mean(each.value for each in gains) if gains else 0.0
         if gain >= FLOOR and mean(each.low for each in gains) > 0:
             kept = mean(each[:, 0].mean() for each in pairs)

@@ -3,13 +3,12 @@
 From arrays that say by image whether a network was right, or how far an attack had to go. Nothing here knows records.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 from statistics import NormalDist
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Bool, Float, Int
 
 Z = NormalDist().inv_cdf(0.975)
@@ -127,21 +126,6 @@ def paired_difference(a: Bool[np.ndarray, " image_a"], b: Bool[np.ndarray, " ima
     up = sqrt(max(0.0, above_a**2 - 2 * phi * above_a * below_b + below_b**2))
     p = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
     return Difference(value, value - down, value + up, p, n)
-
-
-def clearest_gain(own: "pd.Series[bool]", others: "Mapping[str, pd.Series[bool]]") -> tuple[str, Difference] | None:
-    """The other attack that leaves the most images fewer right than `own`, of those that both attacked, and how many.
-
-    Each says by image which stayed right. None where no 95 % interval excludes 0.
-    """
-    found = {}
-    for name, other in others.items():
-        both = own.index.intersection(other.index)
-        if not both.empty:
-            gain = paired_difference(own[both].to_numpy(), other[both].to_numpy())
-            if gain.low > 0:
-                found[name] = gain
-    return max(found.items(), key=lambda each: each[1].value) if found else None
 
 
 @dataclass(frozen=True)

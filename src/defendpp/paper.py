@@ -279,8 +279,8 @@ REMARKS = {
     "ours, fine-tuned": "from the source's weights, as released; the scripts keep the epoch that resists most on test "
     "images, here it is the last",
     "ours, as released": "the same with 0.8 on the full scale",
-    "ours": "shared blocks as in the paper: all on MNIST, 3 on CIFAR-10 and ImageNet, 2 of VGG16; the stem of a "
-    "pretrained network counts as one more",
+    "ours": "shared blocks as in the paper: 2 of VGG16, all of ResNet-50, of ResNet-18 all on MNIST and else 3; the "
+    "stem of a pretrained network counts as one more",
     "none, fine-tuned": "the source trained on in the same way, without a decoder: the control of the fine-tuned rows",
     "ours, alternating": "section 3.4, cycles of auto-encoder and classifier before joint learning",
 }

@@ -19,7 +19,7 @@ QUESTIONS = (
         beside=(*FARTHER, "Clean"),
     ),
     Question(
-        "The same at a larger budget and with images rounded to 8 bits (MNIST)",
+        "Does Defend++ beat an undefended network that is merely not the source, at a larger budget? (MNIST)",
         "variations",
         (
             ("ours", OTHER),
@@ -37,7 +37,7 @@ QUESTIONS = (
         beside=(*FARTHER, "Clean"),
     ),
     Question(
-        "The same on ImageNet, where all are fine-tuned from the network that the images were made on",
+        "Does Defend++ beat an undefended network where both are fine-tuned from the source? (ImageNet)",
         "table4",
         (("ours", "No defense, fine-tuned"),),
         columns=("FGSM", "BIM"),
@@ -45,7 +45,7 @@ QUESTIONS = (
     ),
     *(
         Question(
-            f"Does Defend++ beat it with other networks? ({data})",
+            f"Does Defend++ beat an undefended network of another seed, with other networks? ({data})",
             table,
             tuple((f"ours ({network})", f"{OTHER} ({network})") for network in ("VGG16", "ResNet-50")),
             columns=("FGSM", "BIM"),
@@ -55,7 +55,7 @@ QUESTIONS = (
     ),
     *(
         Question(
-            f"Does Defend++ beat it where the images were made on another architecture? ({data})",
+            f"Does Defend++ beat an undefended network, shown images of another architecture? ({data})",
             table,
             (("ours", OTHER),),
             columns=tuple(each.name for each in TABLES[table].columns if each.network != each.source),

@@ -27,7 +27,7 @@ from defendpp.progress import Progress
 from defendpp.purifier import Purified
 from defendpp.recipe import Recipe
 from defendpp.runs import Run, load_run, train
-from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training
+from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training, computed
 from defendpp.threats import Attack
 
 TESTED_ON = {"imagenet-1000": "nips2017", "imagenet": "nips2017"}
@@ -82,6 +82,7 @@ def _train(job: Training, place: Place, data_root: Path | None, device: str | No
     before = json.loads(kept.read_text()) if kept.exists() else {"name": str(job.subject)}
     if _is_finished(folder) and not (folder / "classifier.safetensors").exists():
         shutil.rmtree(folder)  # its weights were deleted: nothing is left to go on from
+        _run.cache_clear()  # what is trained now is another network
     if not _is_finished(folder) and not _is_given(recipe, before, folder):
         loaded = _data(recipe.data, data_root, recipe.image_size, recipe.split_seed)
         execution = EXECUTION[job.subject.data]
@@ -230,7 +231,7 @@ def check_data(jobs: Sequence[Job], data_root: Path | None) -> None:
     """
     needed = set()
     for job in jobs:
-        for subject in job.subjects if isinstance(job, Picture) else [_shown(job)]:
+        for subject in job.subjects if isinstance(job, Picture) else [computed(job)]:
             recipe = subject.recipe
             name = recipe.data if isinstance(job, Training) else TESTED_ON.get(recipe.data, recipe.data)
             needed.add((name, recipe.image_size, recipe.split_seed))
@@ -240,12 +241,6 @@ def check_data(jobs: Sequence[Job], data_root: Path | None) -> None:
         except (ValueError, OSError, RuntimeError) as problem:
             place = data_root or cache_folder()
             raise ValueError(f"the study needs {name} in {place} (--data-root): {problem}") from problem
-
-
-def _shown(job: Training | Making | Measurement) -> Subject:
-    if isinstance(job, Training):
-        return job.subject
-    return job.source if isinstance(job, Making) else job.target
 
 
 @lru_cache(maxsize=2)

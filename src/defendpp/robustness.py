@@ -160,6 +160,8 @@ def _widths(data: str) -> Table:
 
 WIDTHS = {"mnist": (16, 32), "cifar10": (8, 16, 32)}
 """Of the rows of these tables, at either scale; at "cpu" all others are 16 wide."""
+OF_WIDTH = {f"steady, width {width}": width for widths in WIDTHS.values() for width in widths}
+"""Their roles."""
 TABLES: dict[str, Table] = {
     **{f"robust-{data}": _robust(data) for data in DATA},
     "parts-mnist": _parts("mnist"),
@@ -229,10 +231,10 @@ def recipe(role: str, data: str, network: str, scale: Scale, seed: int) -> Recip
         "steady, longer": replace(steady, epochs=2 * steady.epochs),
         "0/1 images, loud": replace(loud, defence="binarise"),
         "steady, decoder": replace(decoder, consistency=steady.consistency),
-        **{f"steady, width {width}": replace(steady, width=width) for width in (8, 16, 32)},
+        **{name: replace(steady, width=width) for name, width in OF_WIDTH.items()},
     }[role]
 
 
 ROLES = ("0/1 images", "0/1 images, loud", "loud", "loud, longer", "loud, longest", "loud, decoder",
          "loud, full scale", "loud, hourglass", "steady", "steady, longer", "steady, decoder",
-         *(f"steady, width {width}" for width in (8, 16, 32)))  # fmt: skip
+         *OF_WIDTH)  # fmt: skip

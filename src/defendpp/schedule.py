@@ -20,7 +20,7 @@ from defendpp.progress import bar, spoken
 from defendpp.purifier import ComDefend
 from defendpp.recipe import Recipe
 from defendpp.reproduce import perform
-from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training, missing
+from defendpp.study import Job, Making, Measurement, Picture, Place, Training, computed, missing
 
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "imagenet": (3, 224, 224)}
 TEST_IMAGES = {"mnist": 10_000, "cifar10": 10_000, "imagenet": 300}
@@ -158,7 +158,7 @@ def cost(job: Job) -> float:
     """FLOP of a job, roughly: a backward pass costs twice a forward pass, of which half where only images need it."""
     if isinstance(job, Picture):
         return 1e13
-    subject = _computed(job)
+    subject = computed(job)
     recipe = subject.recipe
     once = flops(recipe.network, recipe.width, recipe.stem, recipe.defence, subject.data)
     if isinstance(job, Training):
@@ -175,13 +175,6 @@ def _epochs(recipe: Recipe) -> int:
     """Passes over the training images, those before joint learning included."""
     before = recipe.auto_encoder_epochs + recipe.classifier_epochs
     return recipe.epochs + (recipe.cycles * before if recipe.learning == "alternating" else 0)
-
-
-def _computed(job: Training | Making | Measurement) -> Subject:
-    """The network whose passes are what the job takes."""
-    if isinstance(job, Training):
-        return job.subject
-    return job.source if isinstance(job, Making) else job.target
 
 
 def steps(job: Making | Measurement) -> int:
@@ -227,7 +220,7 @@ def _likeness(job: Job) -> list[tuple[str, ...]]:
     kind = "training" if isinstance(job, Training) else "attack"
     if isinstance(job, Picture):
         return [(kind,)]
-    subject = _computed(job)
+    subject = computed(job)
     kind = "look" if isinstance(job, Measurement) and not job.makes_its_images else kind
     return [
         (kind, subject.data, subject.network, subject.recipe.defence),

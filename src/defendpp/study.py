@@ -224,6 +224,13 @@ class Picture:
 Job = Training | Making | Measurement | Picture
 
 
+def computed(job: Training | Making | Measurement) -> Subject:
+    """The network whose passes are what the job takes."""
+    if isinstance(job, Training):
+        return job.subject
+    return job.source if isinstance(job, Making) else job.target
+
+
 def _hash(source: Subject, attack: Attack | None, images: int | None, through: str = "") -> str:
     return short_hash([source.recipe.hash, attack and _described(attack), images, through])
 
@@ -261,19 +268,19 @@ def count(subject: Subject, attack: str, *, white_box: bool) -> int | None:
     return None if subject.data == "mnist" and subject.network == "resnet18" else 2000
 
 
-Cell = dict[int, list[Measurement]]
+BySeed = dict[int, list[Measurement]]
 """By the target's training seed measurements of which the worst counts, image by image."""
 
 
-def cell(table: Table, row: Row, column: Column, scale: Scale) -> tuple[Cell, Cell]:
+def cell(table: Table, row: Row, column: Column, scale: Scale) -> tuple[BySeed, BySeed]:
     """What a cell shows: under the paper's protocol, transfer, and white-box.
 
     White-box is empty where the column has another source than the network itself. The row "No defense" is the source:
     both are then the same. Both are empty for a row that the paper quotes.
     """
     network = column.network or row.network
-    transfer: Cell = {}
-    white_box: Cell = {}
+    transfer: BySeed = {}
+    white_box: BySeed = {}
     if not row.role:
         return transfer, white_box
     attacks = robustness.attacks(table.data)
@@ -378,7 +385,7 @@ def plan(
         seed
         for table in tables
         for row in table.rows
-        if _is_chosen(row, rows)
+        if row.role and _is_chosen(row, rows)
         for column in table.columns
         for seed in _experiments(row, table, scale, column)
     }

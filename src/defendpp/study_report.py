@@ -27,7 +27,9 @@ def differences(recipe: Recipe, plain: Recipe) -> str:
 
 def whole(recipe: Recipe) -> str:
     """What determines the training of an undefended network, for people."""
-    width = "" if "/" in recipe.network else f"width {recipe.width}, first block of {recipe.stem} size, "
+    width = "" if "/" in recipe.network else f"width {recipe.width}, "
+    if recipe.network.startswith("resnet"):
+        width += f"a first block that {'keeps' if recipe.stem == 'full' else 'halves'} the resolution, "
     start = "from published weights, " * recipe.pretrained
     return (
         f"{width}{start}{recipe.epochs} epochs of batches of {recipe.batch_size}, {recipe.optimizer} with learning "

@@ -159,7 +159,7 @@ def _lines(table: Table) -> list[str]:
 
 
 def _measured(
-    measurements: study.Cell,
+    measurements: study.BySeed,
     row: Row,
     column: Column,
     line: str,
