@@ -321,3 +321,16 @@ def test_the_page_holds_every_table_and_says_what_is_missing(place: Place) -> No
     assert "1 of " in page
     assert "50.0 (40.4–59.6), seed 1" in page
     assert page.count("Not measured yet.") == 5
+
+
+def test_a_price_of_fewer_seeds_is_no_part_of_the_verdict(place: Place) -> None:
+    question = Question("?", "table2", (("ours", OTHER),), columns=("BIM",), beside=("Clean",))
+    for job, other in zip(transfers("ours"), transfers("none"), strict=True):
+        store(job, first(90), place)
+        store(other, first(10), place)
+    for role, kept in (("ours", 80), ("none", 100)):
+        clean = [each for each in measurements("table2", "cpu") if each.target.role == role and not each.attack]
+        store(clean[0], first(kept), place)
+    (answer,) = answers(question, "cpu", place)
+    assert answer.verdict == "higher under BIM"
+    assert "Clean -20.0 points" in str(answer)
