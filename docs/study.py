@@ -66,7 +66,7 @@ def page(place: Place = PLACE) -> str:
         "released scripts, and Adv. FGSM on a fixed set was trained on its images.\n"
         f"- **Training seeds** are planned to be {seeds} for ResNet-18 on MNIST ({_own_seeds()}); "
         f"{paper.ONE_SEED['mnist']} for VGG16, ResNet-50 and what is shown across networks on MNIST; elsewhere 1. "
-        "Attacks: seed 0. Training does not give the same weights on every processor, and those of the first seed are "
+        "Attacks: seed 0. Weights depend on processor and number of threads, and those of the first seed are "
         "not kept: what was added later is measured of the other seeds only.\n"
         "- **Intervals** are 95 %: Wilson's over the images for one seed; over several seeds Student's, or Wilson's "
         "where that is wider. Differences are paired, image by image: Newcombe's interval for one seed, over several "

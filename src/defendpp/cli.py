@@ -461,7 +461,8 @@ def reproduce(
             print(
                 f"the result is in {place.results} and the weights are not in {place.work} of "
                 f"{'; '.join(str(each.subject) for each in lost)}: what training these again comes to is refused, with "
-                "all that needs it, unless it comes to the same weights; --results NEW measures everything anew"
+                "all that needs it, unless it comes to the same weights, which depend on the number of threads that "
+                "--workers leaves each; --results NEW measures everything anew"
             )
         if dry_run:
             is_told_apart = len(wanted) > 1 and not (rows or seeds)
