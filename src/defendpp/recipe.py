@@ -188,6 +188,12 @@ class Recipe:
                     raise ValueError(f'{name} goes with the defence "{defence}", not with "{self.defence}"')
 
     @property
+    def passes(self) -> int:
+        """Over the training images, in epochs: those of alternating learning come before joint ones."""
+        before = self.cycles * (self.auto_encoder_epochs + self.classifier_epochs)
+        return self.epochs + (before if self.learning == "alternating" else 0)
+
+    @property
     def hash(self) -> str:
         """Twelve hexadecimal digits that differ between any two recipes; a new field leaves those of old ones alone."""
         return short_hash(self.beside(Recipe()))

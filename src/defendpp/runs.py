@@ -373,7 +373,7 @@ def _phases(recipe: Recipe) -> list[Phase]:
 def _learning_rate(recipe: Recipe) -> LearningRate:
     if recipe.schedule == "step":
         return step_decay(recipe.learning_rate, every=recipe.decay_every)
-    return one_cycle(recipe.learning_rate, epochs=sum(phase.epochs for phase in _phases(recipe)))
+    return one_cycle(recipe.learning_rate, epochs=recipe.passes)
 
 
 def _augment(recipe: Recipe) -> Augment | None:

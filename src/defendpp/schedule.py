@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from defendpp import networks, published
 from defendpp.progress import bar, spoken
 from defendpp.purifier import ComDefend
-from defendpp.recipe import Recipe
 from defendpp.reproduce import perform
 from defendpp.study import Job, Making, Measurement, Picture, Place, Training, computed, missing
 
@@ -166,15 +165,9 @@ def cost(job: Job) -> float:
             {"fgsm": 2, "pgd": 7, "ddn": 20}[recipe.attack] if recipe.attacked_run is None else 1.5
         )
         passes *= 2 if recipe.consistency or recipe.bottleneck else 1
-        return _epochs(recipe) * TRAINING_IMAGES.get(recipe.data, 50_000) * passes * once
+        return recipe.passes * TRAINING_IMAGES.get(recipe.data, 50_000) * passes * once
     images = job.images or TEST_IMAGES[subject.data]
     return images * once * (2 + (2 * steps(job) if isinstance(job, Making) or job.makes_its_images else 0))
-
-
-def _epochs(recipe: Recipe) -> int:
-    """Passes over the training images, those before joint learning included."""
-    before = recipe.auto_encoder_epochs + recipe.classifier_epochs
-    return recipe.epochs + (recipe.cycles * before if recipe.learning == "alternating" else 0)
 
 
 def steps(job: Making | Measurement) -> int:
