@@ -20,7 +20,7 @@ from defendpp.purifier import Purified
 from defendpp.recipe import Recipe
 from defendpp.reproduce import perform
 from defendpp.runs import load_run
-from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training, lost
+from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training, lost, threads
 
 SOURCE = Subject("source", "mnist", "resnet18", 0, "cpu")
 OTHER = replace(SOURCE, role="none", seed=1)
@@ -65,10 +65,10 @@ def test_a_training_whose_kept_result_is_of_other_weights_is_not_done(place: Pla
     kept = Training(OURS).file(other)
     kept.parent.mkdir(parents=True)
     theirs = json.loads(Training(OURS).file(place).read_text()) | {"id": "another"}
-    kept.write_text(json.dumps(theirs | {"result": theirs["result"] | {"seconds": 1.0}}))
+    kept.write_text(json.dumps(theirs | {"result": theirs["result"] | {"seconds": 1.0, "threads": 9}}))
     for _ in range(2):  # what was refused once is refused again
         assert not Training(OURS).is_done(other)
-        with pytest.raises(FileExistsError, match=r"of other weights than .*--results NEW"):
+        with pytest.raises(FileExistsError, match=r"other weights than .*threads \(9 before, 1 now\).*--results NEW"):
             perform(Training(OURS), other)
 
 
@@ -108,6 +108,7 @@ def test_a_training_leaves_its_result_beside_the_records(place: Place) -> None:
     assert kept["result"]["validation_accuracy"] == run.result.validation_accuracy
     assert (kept["name"], run.recipe) == ("ours (mnist, ResNet-18, seed 1)", OURS.recipe)
     assert Training(OURS).is_done(place)
+    assert threads(Training(OURS).file(place)) == str(torch.get_num_threads())
 
 
 def test_a_finished_training_is_not_repeated(place: Place) -> None:

@@ -197,6 +197,30 @@ def test_a_finished_training_is_read_and_one_of_other_settings_is_not_taken_for_
             train(classifier, other, data, tmp_path, **{"phases": joint(1), **settings})
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_number_of_threads_is_told_where_it_is_one(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    here = torch.get_num_threads()
+    steps = 0
+
+    def killed_once(*batch: Any) -> Terms:
+        nonlocal steps
+        steps += 1
+        if steps == 5:  # after the first epoch, of 4 steps
+            raise Killed
+        return cross_entropy(*batch)
+
+    with pytest.raises(Killed):
+        train(small_network(), killed_once, data, tmp_path)
+    # only said to be more: oneDNN crashes where their number really changes within a process
+    monkeypatch.setattr(torch, "get_num_threads", lambda: here + more)
+    fitted = train(small_network(), killed_once, data, tmp_path)
+    assert fitted.threads == (None if more else here)
+    monkeypatch.undo()
+    assert train(small_network(), killed_once, data, tmp_path) == fitted  # finished: it is read, and computes nothing
+
+
 def test_a_schedule_for_fewer_epochs_is_refused(data: Data, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the learning rate is 0 in all of epoch 4, the last"):
         train(small_network(), cross_entropy, data, tmp_path / "run", learning_rate=one_cycle(0.05, epochs=1))

@@ -458,11 +458,11 @@ def reproduce(
         left = study.missing(jobs, place)
         finished = schedule.samples(study.plan(known, scale), place) if left else []
         if lost := study.lost(left, place):
+            named = "; ".join(f"{each.subject} (threads: {study.threads(each.file(place))})" for each in lost)
             print(
-                f"the result is in {place.results} and the weights are not in {place.work} of "
-                f"{'; '.join(str(each.subject) for each in lost)}: what training these again comes to is refused, with "
-                "all that needs it, unless it comes to the same weights, which depend on the number of threads that "
-                "--workers leaves each; --results NEW measures everything anew"
+                f"the result is in {place.results} and the weights are not in {place.work} of {named}: what training "
+                "these again comes to is refused, with all that needs it, unless it comes to the same weights, which "
+                "depend on the number of threads that --workers leaves each; --results NEW measures everything anew"
             )
         if dry_run:
             is_told_apart = len(wanted) > 1 and not (rows or seeds)

@@ -27,7 +27,7 @@ from defendpp.progress import Progress
 from defendpp.purifier import Purified
 from defendpp.recipe import Recipe
 from defendpp.runs import Run, load_run, train
-from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training, computed
+from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training, computed, threads
 from defendpp.threats import Attack
 
 TESTED_ON = {"imagenet-1000": "nips2017", "imagenet": "nips2017"}
@@ -91,8 +91,9 @@ def _train(job: Training, place: Place, data_root: Path | None, device: str | No
     trained = {**json.loads((folder / "run.json").read_text()), "id": _run(folder).id}
     if before.get("id", trained["id"]) != trained["id"]:
         raise FileExistsError(
-            f"{kept} is of other weights than {folder}, which this training of {job.subject} came to (another machine, "
-            "number of threads or version, or a graphics card, on which no training is the same twice): give the study "
+            f"{kept} is of other weights than {folder}, which this training of {job.subject} came to (another machine "
+            f"or version, another number of threads ({threads(kept)} before, {threads(folder / 'run.json')} now), or a "
+            "graphics card, on which no training is the same twice): give the study "
             "a new folder, --results NEW, or its tables would mix two networks"
         )
     text = json.dumps(trained, indent=2) + "\n"

@@ -444,3 +444,8 @@ def lost(jobs: Sequence[Job], place: Place) -> list[Training]:
         and not (place.run(job.subject.recipe) / "classifier.safetensors").exists()
         and published.of(job.subject.recipe.hash) is None
     ]
+
+
+def threads(result: Path) -> str:
+    """With how many threads a training computed, by its `run.json`, for messages: weights depend on it."""
+    return str(json.loads(result.read_text())["result"].get("threads") or "unknown")

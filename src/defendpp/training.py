@@ -118,6 +118,9 @@ class Fitted:
     """Time spent in training and validation, over all resumptions."""
     execution: str
     """How steps were computed, see `defendpp.execution`."""
+    threads: int | None = None
+    """Of the processor, whose number decides how sums are rounded, and so the weights; none where it was no processor,
+    or not one number from the first epoch to the last."""
 
 
 def fit(
@@ -360,6 +363,7 @@ class _Loop(lightning.LightningModule):
         self.correct = 0
         self.loss = 0.0
         self.seconds = 0.0
+        self.threads: int | None = None
 
     def setup(self, stage: str) -> None:
         """Settle how steps are computed, before weights are handed to the optimizer and to other processes."""
@@ -371,6 +375,7 @@ class _Loop(lightning.LightningModule):
             found = fastest(self.train(), self.objective, self.classifier, batch, steps=steps)
             self.execution, self.measured = self.trainer.strategy.broadcast(found)
         self.settings["execution"] = self.execution
+        self.threads = torch.get_num_threads() if self.device.type == "cpu" else None
         arrange(self, self.execution)
         self.computed = executed(self.objective, self.execution)
 
@@ -462,6 +467,7 @@ class _Loop(lightning.LightningModule):
         checkpoint["start"] = self.start
         checkpoint["best"] = self.best
         checkpoint["seconds"] = self.seconds
+        checkpoint["threads"] = self.threads
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         for name, value in self.settings.items():
@@ -472,6 +478,9 @@ class _Loop(lightning.LightningModule):
         self.start = checkpoint.get("start", self.start)
         self.best = checkpoint["best"]
         self.seconds = checkpoint["seconds"]
+        is_finished = checkpoint["epoch"] + 1 == len(self.phases)
+        before = checkpoint.get("threads")
+        self.threads = before if is_finished or before == self.threads else None
 
     def finish(self) -> Fitted:
         self.load_state_dict(self.best["weights"])
@@ -479,7 +488,8 @@ class _Loop(lightning.LightningModule):
         self.eval()
         n = len(self.validation_images)
         accuracy = self.best["score"][0] / n
-        return Fitted(accuracy, n, self.best["epoch"], len(self.phases), self.seconds, self.execution)
+        epoch, epochs = self.best["epoch"], len(self.phases)
+        return Fitted(accuracy, n, epoch, epochs, self.seconds, self.execution, self.threads)
 
 
 class _Epoch:
