@@ -30,3 +30,9 @@ def test_the_numbers_are_generated_from_the_records() -> None:
     assert study == (ROOT / "docs" / "study.md").read_text(), "run python docs/study.py"
     robust = runpy.run_path(str(ROOT / "docs" / "robustness.py"))["page"]()
     assert robust == (ROOT / "docs" / "robustness.md").read_text(), "run python docs/robustness.py"
+
+
+def test_the_records_stay_small_and_hold_no_weights() -> None:
+    kept = [each for each in (ROOT / "results").rglob("*") if each.is_file()]
+    assert 0 < sum(each.stat().st_size for each in kept) < 30e6
+    assert not [each for each in kept if each.suffix in (".safetensors", ".ckpt", ".pt")]
