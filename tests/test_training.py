@@ -217,7 +217,7 @@ def test_the_number_of_threads_is_told_where_it_is_one(
     monkeypatch.setattr(torch, "get_num_threads", lambda: here + more)
     fitted = train(small_network(), killed_once, data, tmp_path)
     assert fitted.threads == (None if more else here)
-    monkeypatch.undo()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: here + 2)
     assert train(small_network(), killed_once, data, tmp_path) == fitted  # finished: it is read, and computes nothing
 
 
