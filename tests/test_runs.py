@@ -171,12 +171,22 @@ def test_recipes_differ_in_their_hash_and_say_what_they_are() -> None:
     assert [str(recipe) for recipe in different] == ["no defence", "Defend++ + noise 0.2", "no defence", "noise 0.2"]
 
 
+def test_a_recipe_tells_the_dropout_of_vgg16s_head() -> None:
+    recipe = dataclasses.replace(PLAIN, network="vgg16", dropout=0.2)
+    head = build_classifier(recipe, 4, (1, 28, 28)).get_submodule("head")
+    assert [module.p for module in head.children() if isinstance(module, nn.Dropout)] == [0.2, 0.2]
+    assert recipe.hash != dataclasses.replace(recipe, dropout=0.5).hash
+    with pytest.raises(ValueError, match="resnet18 does not have the option dropout"):
+        build_classifier(dataclasses.replace(recipe, network="resnet18"), 4, (1, 28, 28))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"epochs": 0}, "epochs must be above 0, or 0 for a pretrained network that is left as it is, not 0"),
         ({"training_images": 0}, "training_images must be at least 2, not 0"),
         ({"noise": -1.0}, r"noise must be at least 0, not -1\.0"),
+        ({"dropout": 1.0}, r"dropout must be at least 0 and below 1, not 1\.0"),
         ({"clip_norm": 0.0}, r"clip_norm must be above 0, not 0\.0"),
         ({"learning": "alternating", "defence": "none"}, "alternating learning needs a decoder"),
         ({"defence": "adversarial", "noise": 0.1}, r"the defence \"adversarial\" takes no noise, but noise is 0\.1"),

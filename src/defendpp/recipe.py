@@ -36,6 +36,8 @@ class Recipe:
     """Channels of the first block of the paper's networks; 64 is the paper's, 16 trains on a CPU."""
     stem: Literal["halve", "full"] = "halve"
     """Of the paper's ResNets: every block halves the resolution, or the first keeps it (stride-1 stem)."""
+    dropout: float = 0.5
+    """Probability of dropout in vgg16's head, whose two layers are thin: a short training does not fit through 0.5."""
     pretrained: bool = False
     """Start from the published weights of a timm or torchvision network; with 0 epochs, leave them as they are."""
     start: str | None = None
@@ -175,6 +177,8 @@ class Recipe:
                 'a fixed set of attacked images needs the defence "adversarial" and no clean_weight, since the clean '
                 f'images are part of it, but got "{self.defence}" and {self.clean_weight}'
             )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         if not 0 < self.mean_pixel < 1:
             raise ValueError(f"mean_pixel must be between 0 and 1, not {self.mean_pixel}")
         if self.defence == "comdefend" and (self.start is None or self.noise):

@@ -82,6 +82,7 @@ def build_classifier(
             image_size=image_shape[1],
             width=recipe.width,
             stem=recipe.stem,
+            dropout=recipe.dropout,
             pretrained=recipe.pretrained and start is None,
         )
         if start is not None:

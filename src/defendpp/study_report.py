@@ -30,6 +30,8 @@ def whole(recipe: Recipe) -> str:
     width = "" if "/" in recipe.network else f"width {recipe.width}, "
     if recipe.network.startswith("resnet"):
         width += f"a first block that {'keeps' if recipe.stem == 'full' else 'halves'} the resolution, "
+    if recipe.network == "vgg16":
+        width += f"dropout {recipe.dropout:g}, "
     start = "from published weights, " * recipe.pretrained
     return (
         f"{width}{start}{recipe.epochs} epochs of batches of {recipe.batch_size}, {recipe.optimizer} with learning "
