@@ -37,7 +37,7 @@ class Recipe:
     stem: Literal["halve", "full"] = "halve"
     """Of the paper's ResNets: every block halves the resolution, or the first keeps it (stride-1 stem)."""
     dropout: float = 0.5
-    """Probability of dropout in vgg16's head, whose two layers are thin: a short training does not fit through 0.5."""
+    """Probability of dropout between the layers of vgg16's head, of 100 and 40 units; other networks have none."""
     pretrained: bool = False
     """Start from the published weights of a timm or torchvision network; with 0 epochs, leave them as they are."""
     start: str | None = None
