@@ -91,6 +91,7 @@ def test_the_recipes_of_section_4_1() -> None:
     natural = recipe("ours", "cifar10", "resnet18", "paper", seed=1)
     assert (natural.epochs, natural.learning_rate, natural.shared_blocks, natural.scale_weight) == (300, 0.1, 3, 0.01)
     assert recipe("ours", "mnist", "resnet18", "paper", seed=1).shared_blocks is None
+    assert recipe("ours", "cifar10", "vgg16", "paper", seed=1).dropout == 0.5
     assert {name: attack.epsilon for name, attack in attacks("mnist").items()} == {
         "FGSM": 0.2, "BIM": 0.2, "PGD": 0.2, "Cascade": 0.2, "C&W": None, "DDN": None,
         "FGSM 0.3": 0.3, "BIM 0.3": 0.3, "FGSM, 8 bits": 0.2, "BIM, 8 bits": 0.2,
