@@ -22,8 +22,10 @@ def of_role(role: str, attack: str, *, white_box: bool) -> list[Measurement]:
     return [found[seed] for seed in sorted(found)]
 
 
-def store(job: Measurement, correct: list[bool], place: Place, l2: float = 1.5, weights: str = "") -> None:
-    """Whether each image stayed right; `weights` stands for what the networks were trained to."""
+def store(
+    job: Measurement, correct: list[bool], place: Place, l2: float = 1.5, weights: str = "", beginning: int = 0
+) -> None:
+    """Whether each image stayed right, from number `beginning` on; `weights` is what the networks were trained to."""
     n = len(correct)
     attack = job.attack
     frame = pd.DataFrame(
@@ -32,7 +34,7 @@ def store(job: Measurement, correct: list[bool], place: Place, l2: float = 1.5, 
             "network_id": weights or job.target.recipe.hash,
             "data": "mnist",
             "split": "test",
-            "image": np.arange(n)[::-1],
+            "image": beginning + np.arange(n)[::-1],
             "label": 0,
             "attack": attack.name if attack else "none",
             "norm": attack.norm if attack else "",

@@ -277,9 +277,18 @@ def test_a_seed_is_compared_with_itself_only(place: Place) -> None:
     assert failures("table2", "cpu", place) == []
 
 
+def test_of_unlike_many_images_those_count_that_both_have(place: Place) -> None:
+    """As of ComDefend, whose white-box attacks are dear. Of its images the first row has 60 of 80 right."""
+    store(transfers("ours")[0], first(80), place)
+    store(transfers("none")[0], first(40, n=80), place)
+    found = contrast("table2", "ours", OTHER, ["BIM"], "transfer", "cpu", place)
+    assert found is not None
+    assert (found.difference.value, found.difference.n, found.best) == (0.25, 80, 0.75)
+
+
 def test_other_images_are_refused(place: Place) -> None:
     store(transfers("ours")[0], first(50), place)
-    store(transfers("none")[0], first(50, n=99), place)
+    store(transfers("none")[0], first(50), place, beginning=1)
     with pytest.raises(ValueError, match="saw different images under BIM"):
         contrast("table2", "ours", OTHER, ["BIM"], "transfer", "cpu", place)
 

@@ -20,7 +20,8 @@ from defendpp.purifier import Purified
 from defendpp.recipe import Recipe
 from defendpp.reproduce import perform
 from defendpp.runs import load_run
-from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training, lost, threads
+from defendpp.schedule import listing
+from defendpp.study import Job, Making, Measurement, Picture, Place, Subject, Training, lost, needing, threads
 
 SOURCE = Subject("source", "mnist", "resnet18", 0, "cpu")
 OTHER = replace(SOURCE, role="none", seed=1)
@@ -275,6 +276,18 @@ def test_a_result_without_weights_is_lost_until_it_is_trained_again(place: Place
     jobs: list[Job] = [Training(OTHER), Training(replace(OTHER, seed=2)), Measurement(OTHER, OTHER)]
     assert lost(jobs, elsewhere) == [Training(OTHER)]
     assert lost(jobs, place) == []
+    assert needing(jobs, lost(jobs, elsewhere)) == [jobs[0], jobs[2]]
+
+
+def test_what_hangs_on_lost_weights_is_listed_apart(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = Place(place.results, tmp_path / "work")
+    jobs: list[Job] = [Training(OTHER), Training(replace(OTHER, seed=2)), Measurement(OTHER, OTHER, BIM, 20)]
+    listing(jobs, jobs, elsewhere)
+    first, second, third, _, hanging, _ = capsys.readouterr().out.splitlines()
+    assert [each[:10] for each in (first, second, third)] == ["no weights", "to do     ", "no weights"]
+    assert hanging.startswith("2 of these, about ")
 
 
 def test_weights_that_were_deleted_are_trained_again(place: Place, tmp_path: Path) -> None:

@@ -454,6 +454,8 @@ def reproduce(
         from defendpp import schedule  # takes seconds to import, and so only here
         from defendpp.reproduce import check_data
 
+        if (rows or seeds) and (figures := [name for name in wanted if name in paper.FIGURES]):
+            print(f"rows and seeds choose from tables: nothing is done for {', '.join(figures)}")
         jobs = study.plan(wanted, scale, rows=rows or (), training_seeds=seeds or ())
         left = study.missing(jobs, place)
         finished = schedule.samples(study.plan(known, scale), place) if left else []

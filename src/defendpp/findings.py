@@ -4,7 +4,7 @@ Two rows of a table are compared image by image within each training seed, and t
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import inf
 from statistics import mean
 from typing import get_args
@@ -25,6 +25,8 @@ WEAK = 0.5
 NONE, UNDECIDED = f"no difference beyond {100 * MARGIN:.0f} points", "undecided"
 WORDS = ("higher", "lower", NONE, UNDECIDED)
 """What a difference comes to."""
+TOGETHER = "all of these"
+"""Several attacks as one."""
 ENOUGH = 3
 """Training seeds of which a verdict is printed bold."""
 
@@ -45,6 +47,8 @@ class Question:
     """Told, and no part of the verdict."""
     nearest: tuple[str, ...] = ()
     """Minimal-norm attacks; how far the nearer of them must go is told too."""
+    claim: str = ""
+    """What the paper says of it, and where."""
 
 
 @dataclass(frozen=True)
@@ -125,18 +129,19 @@ def contrast(
     among: Collection[int] | None = None,
 ) -> Contrast | None:
     """Accuracy of row a less that of row b under all of `columns`; None where they have no seed in common, of those
-    `among` where these are given.
+    `among` where these are given. Where one row was measured on more images, on those that both have.
 
-    Raises `ValueError` where they were not measured on the same images.
+    Raises `ValueError` where neither was measured on all images of the other.
     """
     first, second = (right(table, row, columns, protocol, scale, place) for row in (a, b))
     by_seed, best = [], 0.0
     for seed in [seed for seed in first if seed in second and (among is None or seed in among)]:
-        if not first[seed].index.equals(second[seed].index):
+        both = pd.concat([first[seed], second[seed]], axis=1, join="inner").to_numpy()
+        if len(both) < min(len(first[seed]), len(second[seed])):
             names = " and ".join(columns)
             raise ValueError(f"“{a}” and “{b}” of {table} saw different images under {names}: measure them again")
-        by_seed.append(intervals.paired_difference(first[seed].to_numpy(), second[seed].to_numpy()))
-        best = max(best, float(first[seed].mean()), float(second[seed].mean()))
+        by_seed.append(intervals.paired_difference(both[:, 0], both[:, 1]))
+        best = max(best, *(float(each) for each in both.mean(axis=0)))
     if not by_seed:
         return None
     difference = by_seed[0] if len(by_seed) == 1 else intervals.mean_difference(by_seed)
@@ -153,8 +158,8 @@ class Answer:
     seeds: int
     """0 where the verdict is that not all it needs was measured."""
     planned: int
-    decisive: str = ""
-    """The differences that the verdict is of, where not both rows fell."""
+    judged: Mapping[str, Contrast] = field(default_factory=dict)
+    """By column what the verdict is of; of several attacks taken together there is one, `TOGETHER`."""
 
     def __str__(self) -> str:
         if self.seeds > 1:
@@ -177,6 +182,12 @@ class Answer:
     def compared(self) -> str:
         """The two rows."""
         return "“{}” against “{}”".format(*self.pair)
+
+    @property
+    def decisive(self) -> str:
+        """The differences that the verdict is of, where not both rows fell."""
+        told = {name: found.brief for name, found in self.judged.items() if found.best > FLOOR}
+        return "; ".join(f"{f'{name} ' * (len(self.judged) > 1)}{each}" for name, each in told.items())
 
 
 def answers(question: Question, scale: Scale, place: Place) -> list[Answer]:
@@ -224,7 +235,7 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
     other = [] if question.together else [name for name in question.columns if done[name] and not shared <= done[name]]
     each = {name: compared(name, among=None if name in other else shared) for name in question.columns}
     beside = {name: compared(name, among=shared) or compared(name) for name in question.beside}
-    together = {"all of these": compared(*question.columns, among=shared)} if question.together else {}
+    together = {TOGETHER: compared(*question.columns, among=shared)} if question.together else {}
     shifts = _shifts(question, a, b, scale, place, shared)
     told = [
         f"{name} {found}{_reported(question, a, b, name)}"
@@ -258,10 +269,7 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
     if price is not None and price.seeds == seeds and price.word in WORDS[:2]:
         parts.append(f"Clean {100 * price.difference.value:+.1f} points")
     verdict = "; ".join(parts) + f" ({yet})" * bool(yet)
-    decisive = "; ".join(
-        f"{f'{name} ' * (len(judged) > 1)}{found.brief}" for name, found in judged.items() if found.best > FLOOR
-    )
-    return Answer((a, b), verdict, "; ".join(told), seeds, planned, decisive)
+    return Answer((a, b), verdict, "; ".join(told), seeds, planned, judged)
 
 
 def _left_by_source(

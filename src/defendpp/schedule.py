@@ -19,7 +19,7 @@ from defendpp import networks, published
 from defendpp.progress import bar, spoken
 from defendpp.purifier import ComDefend
 from defendpp.reproduce import perform
-from defendpp.study import Job, Making, Measurement, Picture, Place, Training, computed, missing
+from defendpp.study import Job, Making, Measurement, Picture, Place, Training, computed, lost, missing, needing
 
 SHAPES = {"mnist": (1, 28, 28), "cifar10": (3, 32, 32), "imagenet": (3, 224, 224)}
 TEST_IMAGES = {"mnist": 10_000, "cifar10": 10_000, "imagenet": 300}
@@ -114,11 +114,16 @@ def listing(
 ) -> None:
     """Print every job, whether it is done, and how long the others will take, by what those that are `finished` took.
 
-    parts: the jobs behind each table or figure, by its name; how much of each is done is printed too.
+    left: in the order that `missing` gives. parts: the jobs behind each table or figure, by its name; how much of each
+    is done is printed too.
     """
     waiting = {job.key for job in left}
+    hanging = needing(left, lost(left, place))
+    doubtful = {job.key for job in hanging}
     for job in jobs:
-        state = "to do" if job.key in waiting else "done" if job.is_done(place) else "not needed"
+        state = "done" if job.is_done(place) else "not needed"
+        if job.key in waiting:
+            state = "no weights" if job.key in doubtful else "to do"
         print(f"{state:10}  {job}")
     shared = side_by_side(workers)
     for name, needed in parts.items():
@@ -127,6 +132,11 @@ def listing(
         print(f"{name}: {len(needed) - len(open_)} of {len(needed)} jobs done{rest}")
     took = seconds_left(left, finished, place) / shared
     print(f"{len(jobs)} jobs, {len(left)} to do: about {spoken(took)} on {workers} worker{'s' * (workers > 1)}")
+    if hanging:
+        rest = spoken(seconds_left(hanging, finished, place) / shared)
+        print(f"{len(hanging)} of these, about {rest}, are of networks whose weights are lost (no weights, above)")
+    if left and not finished:
+        print(f"Nothing like it was done yet: counted at {RATE:.0e} operations a second, one processor core's")
 
 
 def side_by_side(workers: int) -> int:

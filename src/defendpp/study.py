@@ -446,6 +446,15 @@ def lost(jobs: Sequence[Job], place: Place) -> list[Training]:
     ]
 
 
+def needing(jobs: Sequence[Job], trainings: Sequence[Training]) -> list[Job]:
+    """Those of `jobs` that are one of these trainings or need one, directly or by what they need."""
+    hanging = {each.key for each in trainings}
+    for job in jobs:  # in an order in which each comes after what it needs
+        if any(each.key in hanging for each in job.needs):
+            hanging.add(job.key)
+    return [job for job in jobs if job.key in hanging]
+
+
 def threads(result: Path) -> str:
     """With how many threads a training computed, by its `run.json`, for messages: weights depend on it."""
     return str(json.loads(result.read_text())["result"].get("threads") or "unknown")

@@ -27,7 +27,8 @@ REASONS = {
     "paper": "not in the paper",
     "source": "images made on another network are not white-box",
     "own": "the images were made on this very network: see white-box",
-    "wb": "the bare classifier is attacked on reformed images and tested without ComDefend, which is one protocol",
+    "wb": "the bare classifier is attacked on reformed images and tested on them without ComDefend, which is one "
+    "protocol; clean images are tested with it",
     "open": "not measured under this protocol",
     "quoted": "quoted by the paper from Jia et al. (2019), at L∞ 16/255",
     "missing": "not measured yet",
@@ -171,7 +172,7 @@ def _measured(
             return Cell("", "quoted")
         if column.attack == "Clean":
             return Cell("", "clean")
-        if row.role == "comdefend-wb":
+        if row.role == "comdefend-wb" and len(column.protocols) == 2:
             return Cell("", "wb")
         return Cell("", "source" if len(column.protocols) == 2 else "open")
     first = next(iter(measurements.values()))[0]
