@@ -339,14 +339,17 @@ def measurements(name: str, scale: Scale) -> list[Measurement]:
 def _measurements_in_turn(
     name: str, scale: Scale, rows: Collection[str] = (), training_seeds: Collection[int] = ()
 ) -> list[tuple[int, Measurement]]:
-    """`measurements`, each with its turn: 0 for the first training seed of its cell, 1 for the second."""
+    """`measurements`, each with its turn: 0 for the first training seed of its cell, 1 for the second.
+
+    A row with seeds of its own, which are some of its table's, takes its turn with the others of that seed.
+    """
     if name == "figure6":
         return [(0, each) for series in figure6(scale).values() for each in series]
     if name not in TABLES:
         return []
     table = TABLES[name]
     return [
-        (turn, each)
+        (table.seeds.index(seed) if seed in row.seeds and seed in table.seeds else turn, each)
         for row in table.rows
         if _is_chosen(row, rows)
         for column in table.columns
