@@ -5,7 +5,7 @@ python docs/study.py
 
 from pathlib import Path
 
-from defendpp import claims, conclusions, findings, paper, schedule, study, study_report, tables
+from defendpp import claims, conclusions, findings, paper, reported, schedule, study, study_report, tables
 from defendpp.progress import spoken
 from defendpp.questions import FARTHER, OTHER, QUESTIONS
 from defendpp.study import Measurement, Place, Training
@@ -129,10 +129,10 @@ def page(place: Place = PLACE) -> str:
                 "compared with one step only. Likewise what may go any distance and leaves more than 1 % right. Over "
                 "the training seeds that were measured of both.\n\n" + "\n".join(f"- {line}" for line in failed)
             )
-    numbers = claims.reproduced("cpu", place)
+    numbers = reported.reproduced("cpu", place)
     if numbers:
         parts += ["### Are the paper's numbers reproduced?", numbers]
-    ways = claims.tried("cpu", place)
+    ways = reported.tried("cpu", place)
     if ways:
         parts += [
             "### What was tried where it came out differently",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
 
-from defendpp import claims, questions
+from defendpp import questions, reported
 from defendpp.findings import ENOUGH, FLOOR, UNDECIDED, WORDS, Answer, Contrast, Question, right
 from defendpp.paper import Scale
 from defendpp.study import TABLES, Place
@@ -127,13 +127,13 @@ def _white_box(asked: Asked) -> str:
 
 
 def _numbers(scale: Scale, place: Place) -> str:
-    every = claims.held(scale, place)
-    ours = [each for each in every if claims.CLAIMED.get(each.row.role) == each.row.role and each.column != "Clean"]
+    every = reported.held(scale, place)
+    ours = [each for each in every if reported.CLAIMED.get(each.row.role) == each.row.role and each.column != "Clean"]
     shown = [each for each in ours if "transfer" in each.measured]
     if not shown:
         return ""
     fits = sum(each.is_within("transfer") for each in shown)
-    misfits = claims.misfits(every)
+    misfits = reported.misfits(every)
     text = (
         "**The published accuracies of Defend++ under attack** lie in the interval of what we measured under the "
         f"paper's protocol in {fits} of {len(shown)} cells"
