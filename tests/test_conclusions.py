@@ -40,10 +40,8 @@ def test_verdicts_are_counted_and_unlike_rows_left_out(place: Place) -> None:
         for job in of_role(role, "fgsm", white_box=False):
             store(job, first(0), place)
     told = concluded(place)
-    expected = (
-        "of 4 comparisons over 3 training seeds, Defend++ is 1 higher, 3 with hardly an image left on either side."
-    )
-    assert f"**Against undefended networks that are not the source**, under the paper's protocol: {expected}" in told
+    expected = "4 comparisons over 3 training seeds: 1 higher, 3 with hardly an image left on either side."
+    assert f"that are not the source**, under the paper's protocol, Defend++ in {expected}" in told
 
 
 def test_what_cannot_be_told_from_chance_is_said_beside_the_papers_effects(place: Place) -> None:
@@ -54,7 +52,7 @@ def test_what_cannot_be_told_from_chance_is_said_beside_the_papers_effects(place
         if kept is not None:
             store(job, first(kept + 4 * job.target.seed), place)
     told = concluded(place)
-    assert "**The parts of Defend++** that table 1 removes: of 2 comparisons, 2 " in told
+    assert "**The parts of Defend++** that table 1 removes, in 2 comparisons: 2 " in told
     assert "The effects that the paper prints are 0.3 to 8.5 points, of one training each." in told
     assert (
         "“ours” alone differs by 8 points under FGSM and 8 points under BIM from one training seed to another." in told
@@ -93,4 +91,4 @@ def test_noise_is_held_against_noise_alone(place: Place) -> None:
     for question, found in zip(questions.NOISE_ALONE, (three, one), strict=True):
         asked[question] = [Answer(question.pairs[0], "higher", "", found.seeds, 3, {"BIM": found})]
     (told,) = conclusions(asked, "cpu", place)
-    assert told.endswith("of 2 comparisons 2 higher, by +4.0 points in the mean.")
+    assert told.endswith("in 2 comparisons: 2 higher, by +4.0 points in the mean.")

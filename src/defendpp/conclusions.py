@@ -54,7 +54,7 @@ def _by_seeds(judged: Sequence[Contrast]) -> str:
     enough = [each for each in judged if each.seeds >= ENOUGH]
     fewer = [each for each in judged if each.seeds < ENOUGH]
     parts = [
-        f"of {len(group)} comparisons over {told}, Defend++ is {_tally(group)}"
+        f"{len(group)} comparisons over {told}: {_tally(group)}"
         for group, told in ((enough, f"{ENOUGH} training seeds"), (fewer, "fewer, most of them one pair of networks"))
         if group
     ]
@@ -63,7 +63,7 @@ def _by_seeds(judged: Sequence[Contrast]) -> str:
 
 def _against(what: str, asked: Asked, group: Sequence[Question]) -> str:
     judged = _judged(asked, group)
-    return f"**{what}**, under the paper's protocol: {_by_seeds(judged)}." if judged else ""
+    return f"**{what}**, under the paper's protocol, Defend++ in {_by_seeds(judged)}." if judged else ""
 
 
 def _parts(asked: Asked, scale: Scale, place: Place) -> str:
@@ -81,7 +81,7 @@ def _parts(asked: Asked, scale: Scale, place: Place) -> str:
     widths = [50 * (each.difference.high - each.difference.low) for each in judged]
     unseen = sum(_word(each) == UNDECIDED for each in judged)
     text = (
-        f"**The parts of Defend++** that table 1 removes: of {len(judged)} comparisons, {_tally(judged)}. The effects "
+        f"**The parts of Defend++** that table 1 removes, in {len(judged)} comparisons: {_tally(judged)}. The effects "
         f"that the paper prints are {min(effects):.1f} to {max(effects):.1f} points, of one training each. "
     )
     by_seed = {column: right("table1", "ours", [column], "transfer", scale, place) for column in ("FGSM", "BIM")}
@@ -107,7 +107,7 @@ def _with_noise(asked: Asked) -> str:
     gains = [100 * each.difference.value for each in judged]
     return (
         "**With noise as weak as the paper's** on the training images, Defend++ against noise alone, under the paper's "
-        f"protocol: of {len(judged)} comparisons {_tally(judged)}, by {mean(gains):+.1f} points in the mean."
+        f"protocol, in {len(judged)} comparisons: {_tally(judged)}, by {mean(gains):+.1f} points in the mean."
     )
 
 
@@ -123,7 +123,7 @@ def _white_box(asked: Asked) -> str:
         + "."
     )
     baselines = _judged(asked, questions.WHITE_BOX_TRAINED)
-    return text + (f" Against adversarial training it is {_tally(baselines)}." if baselines else "")
+    return text + (f" Against adversarial training: {_tally(baselines)}." if baselines else "")
 
 
 def _numbers(scale: Scale, place: Place) -> str:
