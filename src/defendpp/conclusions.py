@@ -1,42 +1,57 @@
-"""What the study concludes: a sentence for each group of questions, counted from their answers. Nothing is typed."""
+"""What the study concludes: a paragraph for each group of questions, counted from their answers. Nothing is typed."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import mean
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from defendpp import questions, reported
-from defendpp.findings import ENOUGH, FLOOR, UNDECIDED, WORDS, Answer, Contrast, Question, right
+from defendpp import paper, questions, reported
+from defendpp.findings import FLOOR, WORDS, Answer, Contrast, Question
 from defendpp.paper import Scale
-from defendpp.study import TABLES, Place
+from defendpp.reported import Held
+from defendpp.study import TABLES
 
 Asked = Mapping[Question, Sequence[Answer]]
-TUNED = "fine-tuned"
 FELL = "with hardly an image left on either side"
 """Instead of a word, where neither row has more than `FLOOR` right."""
 
 
-def conclusions(asked: Asked, scale: Scale, place: Place) -> list[str]:
-    """One paragraph each, in Markdown; of what was not measured nothing is said."""
+def conclusions(asked: Asked, every: Sequence[Held], scale: Scale) -> list[str]:
+    """One paragraph each, in Markdown, from the answers and from `reported.held`; of what was not measured nothing."""
     told = [
-        _against("Against undefended networks that are not the source", asked, questions.UNDEFENDED),
-        _parts(asked, scale, place),
-        _against("Against adversarial training and ComDefend", asked, questions.BASELINES),
-        _with_noise(asked),
+        _undefended(asked, scale),
+        _parts(asked),
+        _baselines(asked, every),
+        _counted(
+            "**Noise as weak as the paper's** on the training images, under the paper's protocol. Defend++ with it "
+            "against noise alone",
+            _judged(asked, questions.NOISE_ALONE),
+        ),
+        _counted("**Defend++ with such noise** against Defend++ without", _judged(asked, questions.NOISE)),
         _white_box(asked),
-        _numbers(scale, place),
+        _counted(
+            "**White-box, against adversarial training**, under all attacks together, Defend++ resists",
+            _judged(asked, questions.WHITE_BOX_TRAINED),
+        ),
+        _counted(
+            "**White-box, through its purifier**, ComDefend against an undefended network, attack by attack",
+            [each for row, each in _of_pairs(asked, questions.WHITE_BOX_PURIFIED) if row == "ComDefend"],
+        ),
+        _numbers(every),
     ]
     return [each for each in told if each]
 
 
+def _of_pairs(asked: Asked, group: Iterable[Question]) -> Iterator[tuple[str, Contrast]]:
+    """Every difference that a verdict of these questions is of, with its first row. Under transferred images of
+    minimal norm, and of attacks that failed on their own source, more or less right says nothing."""
+    for question in group:
+        ignored = questions.FARTHER if question.protocol == "transfer" else ()
+        for answer in asked[question]:
+            for column, found in answer.judged.items():
+                if column not in (*ignored, *answer.weak):
+                    yield answer.pair[0], found
+
+
 def _judged(asked: Asked, group: Iterable[Question]) -> list[Contrast]:
-    """Every difference that a verdict of these questions is of, between rows that both descend from the source or both
-    do not: images made on the source do more harm to its descendants."""
-    return [
-        found
-        for question in group
-        for answer in asked[question]
-        if len({TUNED in row for row in answer.pair}) == 1
-        for found in answer.judged.values()
-    ]
+    return [found for _, found in _of_pairs(asked, group)]
 
 
 def _word(found: Contrast) -> str:
@@ -44,70 +59,77 @@ def _word(found: Contrast) -> str:
 
 
 def _tally(judged: Sequence[Contrast]) -> str:
-    """How often each word, in the order of `WORDS`."""
-    words = [_word(each) for each in judged]
-    return ", ".join(f"{words.count(word)} {word}" for word in (*WORDS, FELL) if word in words)
-
-
-def _by_seeds(judged: Sequence[Contrast]) -> str:
-    """The tally of what is of enough training seeds for a verdict on the method, and that of the rest."""
-    enough = [each for each in judged if each.seeds >= ENOUGH]
-    fewer = [each for each in judged if each.seeds < ENOUGH]
-    parts = [
-        f"{len(group)} comparisons over {told}: {_tally(group)}"
-        for group, told in ((enough, f"{ENOUGH} training seeds"), (fewer, "fewer, most of them one pair of networks"))
-        if group
-    ]
+    """How often each word, by the number of training seeds; a comparison is a pair of rows under one attack."""
+    parts = []
+    for seeds in sorted({each.seeds for each in judged}, reverse=True):
+        words = [_word(each) for each in judged if each.seeds == seeds]
+        counts = ", ".join(f"{words.count(word)} {word}" for word in (*WORDS, FELL) if word in words)
+        of_seeds = f"over {seeds} training seeds" if seeds > 1 else "of one pair of networks"
+        parts.append(f"in {len(words)} comparison{'s' * (len(words) > 1)} {of_seeds} {counts}")
     return "; ".join(parts)
 
 
-def _against(what: str, asked: Asked, group: Sequence[Question]) -> str:
-    judged = _judged(asked, group)
-    return f"**{what}**, under the paper's protocol, Defend++ in {_by_seeds(judged)}." if judged else ""
+def _counted(what: str, judged: Sequence[Contrast]) -> str:
+    return f"{what}: {_tally(judged)}." if judged else ""
 
 
-def _parts(asked: Asked, scale: Scale, place: Place) -> str:
-    """What is removed in table 1, beside how small the paper's effects are and how much one row varies by its seed."""
+def _undefended(asked: Asked, scale: Scale) -> str:
+    """Between rows that both descend from the source or both do not: its images do more harm to its descendants."""
+    alike = {
+        question: [
+            each for each in asked[question] if len({_descends(question.table, row, scale) for row in each.pair}) == 1
+        ]
+        for question in questions.UNDEFENDED
+    }
+    return _counted(
+        "**Against undefended networks that are not the source**, under the paper's protocol, Defend++ resists",
+        _judged(alike, questions.UNDEFENDED),
+    )
+
+
+def _descends(table: str, row: str, scale: Scale) -> bool:
+    """Whether a row starts from the source's weights; with a pretrained network all do."""
+    of_row = next(each for each in TABLES[table].rows if each.name == row)
+    recipe = paper.recipe(of_row.role, TABLES[table].data, of_row.network, scale, paper.SEEDS[0])
+    return recipe.start is not None or recipe.pretrained
+
+
+def _parts(asked: Asked) -> str:
+    """What is removed in table 1, and whether effects as small as the paper's could have been seen."""
     judged = _judged(asked, questions.PARTS)
     if not judged:
         return ""
     published = {row.name: row.published for row in TABLES["table1"].rows}
     effects = [
-        abs(published[a][column] - published[b][column])
+        (abs(published[a][column] - published[b][column]), 50 * (found.difference.high - found.difference.low))
         for question in questions.PARTS
-        for a, b in question.pairs
-        for column in question.columns
+        for answer in asked[question]
+        for a, b in [answer.pair]
+        for column, found in answer.judged.items()
     ]
-    widths = [50 * (each.difference.high - each.difference.low) for each in judged]
-    unseen = sum(_word(each) == UNDECIDED for each in judged)
-    text = (
-        f"**The parts of Defend++** that table 1 removes, in {len(judged)} comparisons: {_tally(judged)}. The effects "
-        f"that the paper prints are {min(effects):.1f} to {max(effects):.1f} points, of one training each. "
-    )
-    by_seed = {column: right("table1", "ours", [column], "transfer", scale, place) for column in ("FGSM", "BIM")}
-    spreads = [
-        f"{100 * (max(means) - min(means)):.0f} points under {column}"
-        for column, found in by_seed.items()
-        if len(means := [float(each.mean()) for each in found.values()]) > 1
-    ]
-    if spreads:
-        text += f"“ours” alone differs by {' and '.join(spreads)} from one training seed to another. "
-    return text + (
-        f"Half of our intervals is {min(widths):.0f} to {max(widths):.0f} points wide: effects as small can be told "
-        "from chance neither by the paper's design nor by ours"
-        + f", and {unseen} “{UNDECIDED}” are no evidence that a part does nothing." * bool(unseen)
-        + "." * (not unseen)
-    )
-
-
-def _with_noise(asked: Asked) -> str:
-    judged = _judged(asked, questions.NOISE_ALONE)
-    if not judged:
-        return ""
-    gains = [100 * each.difference.value for each in judged]
+    unseen = sum(effect < half for effect, half in effects)
+    sizes = [effect for effect, _ in effects]
     return (
-        "**With noise as weak as the paper's** on the training images, Defend++ against noise alone, under the paper's "
-        f"protocol, in {len(judged)} comparisons: {_tally(judged)}, by {mean(gains):+.1f} points in the mean."
+        f"**The parts of Defend++** that table 1 removes, with them against without: {_tally(judged)}. The effects "
+        f"that the paper prints here, without intervals, are {min(sizes):.1f} to {max(sizes):.1f} points; {unseen} of "
+        f"{len(effects)} are smaller than half the width of our interval, and could not be seen"
+        + ": “undecided” is no evidence that a part does nothing." * (unseen > 0)
+        + "." * (unseen == 0)
+    )
+
+
+def _baselines(asked: Asked, every: Sequence[Held]) -> str:
+    judged = _judged(asked, questions.BASELINES)
+    text = _counted(
+        "**Against adversarial training and ComDefend**, under the paper's protocol, Defend++ resists", judged
+    )
+    cells = reported.under_steps(every)
+    if not text or not cells:
+        return text
+    return (
+        f"{text} Of the numbers that the paper prints of these defences under {' and '.join(reported.STEPS)}, "
+        f"{len(reported.below(cells))} of {len(cells)} lie below what we measured under its protocol, "
+        f"{len(reported.nearer(cells))} nearer to white-box accuracy; its margins over them rest on these."
     )
 
 
@@ -116,33 +138,19 @@ def _white_box(asked: Asked) -> str:
     if not judged:
         return ""
     fell = sum(_word(each) == FELL for each in judged)
-    text = (
-        f"**White-box**, all attacks together leave both Defend++ and the undefended row at most {100 * FLOOR:.0f} % "
-        f"right in {fell} of {len(judged)} pairs of rows"
-        + ": trained as in the paper it is no defence against an attacker who has the gradients" * (fell == len(judged))
-        + "."
+    return (
+        "**White-box**, under all attacks together, Defend++ against what differs from it in the decoder, the noise or "
+        f"both: {_tally(judged)}."
+        + " None of these networks resists an attacker who has the gradients."
+        * (fell == len(judged) > 1)
     )
-    baselines = _judged(asked, questions.WHITE_BOX_TRAINED)
-    return text + (f" Against adversarial training: {_tally(baselines)}." if baselines else "")
 
 
-def _numbers(scale: Scale, place: Place) -> str:
-    every = reported.held(scale, place)
-    ours = [each for each in every if reported.CLAIMED.get(each.row.role) == each.row.role and each.column != "Clean"]
-    shown = [each for each in ours if "transfer" in each.measured]
-    if not shown:
+def _numbers(every: Sequence[Held]) -> str:
+    printed = [each for each in every if each.row.role in reported.CLAIMED and each.is_printed]
+    if not any("transfer" in each.measured and each.column != "Clean" for each in printed):
         return ""
-    fits = sum(each.is_within("transfer") for each in shown)
-    misfits = reported.misfits(every)
-    text = (
+    return (
         "**The published accuracies of Defend++ under attack** lie in the interval of what we measured under the "
-        f"paper's protocol in {fits} of {len(shown)} cells"
-    )
-    rows = ", ".join(f"“{name}”" for name in dict.fromkeys(each.row.name for each in misfits))
-    columns = " and ".join(dict.fromkeys(each.column for each in misfits))
-    return text + (
-        f". Those of {rows} under {columns} are reached white-box and not under that protocol: the printed tables seem "
-        "to mix the two, or to have budgets that the paper does not give, and its margins over these rows rest on it."
-        if misfits
-        else "."
+        f"paper's protocol in {reported.within(printed, 'transfer')}."
     )

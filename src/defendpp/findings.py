@@ -49,6 +49,8 @@ class Question:
     """Minimal-norm attacks; how far the nearer of them must go is told too."""
     claim: str = ""
     """What the paper says of it, and where."""
+    reading: str = ""
+    """What has to be known to read the claim, and is not said in the paper."""
 
 
 @dataclass(frozen=True)
@@ -129,21 +131,22 @@ def contrast(
     among: Collection[int] | None = None,
 ) -> Contrast | None:
     """Accuracy of row a less that of row b under all of `columns`; None where they have no seed in common, of those
-    `among` where these are given. Where one row was measured on more images, on those that both have.
+    `among` where these are given. Where one row was measured on more images, on those that both have of each seed.
 
     Raises `ValueError` where neither was measured on all images of the other.
     """
     first, second = (right(table, row, columns, protocol, scale, place) for row in (a, b))
-    by_seed, best = [], 0.0
-    for seed in [seed for seed in first if seed in second and (among is None or seed in among)]:
-        both = pd.concat([first[seed], second[seed]], axis=1, join="inner").to_numpy()
-        if len(both) < min(len(first[seed]), len(second[seed])):
-            names = " and ".join(columns)
-            raise ValueError(f"“{a}” and “{b}” of {table} saw different images under {names}: measure them again")
-        by_seed.append(intervals.paired_difference(both[:, 0], both[:, 1]))
-        best = max(best, *(float(each) for each in both.mean(axis=0)))
-    if not by_seed:
+    seeds = [seed for seed in first if seed in second and (among is None or seed in among)]
+    if not seeds:
         return None
+    pairs = [pd.concat([first[seed], second[seed]], axis=1, join="inner") for seed in seeds]
+    if any(len(pair) < min(len(first[seed]), len(second[seed])) for seed, pair in zip(seeds, pairs, strict=True)):
+        names = " and ".join(columns)
+        raise ValueError(f"“{a}” and “{b}” of {table} saw different images under {names}: measure them again")
+    common = pd.concat(pairs, axis=1, join="inner").to_numpy()
+    of_seeds = [common[:, i : i + 2] for i in range(0, 2 * len(seeds), 2)]
+    by_seed = [intervals.paired_difference(both[:, 0], both[:, 1]) for both in of_seeds]
+    best = max(float(share) for both in of_seeds for share in both.mean(axis=0))
     difference = by_seed[0] if len(by_seed) == 1 else intervals.mean_difference(by_seed)
     return Contrast(difference, best, len(by_seed))
 
@@ -160,6 +163,8 @@ class Answer:
     planned: int
     judged: Mapping[str, Contrast] = field(default_factory=dict)
     """By column what the verdict is of; of several attacks taken together there is one, `TOGETHER`."""
+    weak: Collection[str] = ()
+    """Columns whose images fool their own source less than half the time."""
 
     def __str__(self) -> str:
         if self.seeds > 1:
@@ -245,7 +250,8 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
     if shifts:
         names = " or ".join(question.nearest)
         told.append(f"L2 that {names} needs, median of the paired differences: {_mean(shifts)}")
-    weak = _left_by_source(question, a, [name for name, found in each.items() if found is not None], scale, place)
+    shown = [name for name, found in each.items() if found is not None and question.protocol == "transfer"]
+    weak = left_by_source(question.table, a, shown, scale, place)
     if weak:
         shares = ", ".join(f"{100 * share:.1f} % under {_listed([name])}" for name, share in weak.items())
         told.append(f"of these images their own source gets right {shares}: little can transfer")
@@ -269,16 +275,14 @@ def _answer(question: Question, a: str, b: str, scale: Scale, place: Place) -> A
     if price is not None and price.seeds == seeds and price.word in WORDS[:2]:
         parts.append(f"Clean {100 * price.difference.value:+.1f} points")
     verdict = "; ".join(parts) + f" ({yet})" * bool(yet)
-    return Answer((a, b), verdict, "; ".join(told), seeds, planned, judged)
+    return Answer((a, b), verdict, "; ".join(told), seeds, planned, judged, tuple(weak))
 
 
-def _left_by_source(
-    question: Question, row: str, columns: Sequence[str], scale: Scale, place: Place
-) -> dict[str, float]:
+def left_by_source(table: str, row: str, columns: Sequence[str], scale: Scale, place: Place) -> dict[str, float]:
     """How many of the images shown to `row` their own source gets right, where it is most: then the attack failed."""
     left = {}
-    for name in columns if question.protocol == "transfer" else ():
-        groups, _ = measurements(question.table, row, name, "transfer", scale)
+    for name in columns:
+        groups, _ = measurements(table, row, name, "transfer", scale)
         own = [tables.right([replace(each, target=each.source) for each in group], place) for group in groups.values()]
         shares = [float(each.mean()) for each in own if each is not None]
         if shares and mean(shares) > WEAK:
