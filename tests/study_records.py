@@ -23,7 +23,12 @@ def of_role(role: str, attack: str, *, white_box: bool) -> list[Measurement]:
 
 
 def store(
-    job: Measurement, correct: list[bool], place: Place, l2: float = 1.5, weights: str = "", beginning: int = 0
+    job: Measurement,
+    correct: list[bool],
+    place: Place,
+    l2: float | list[float] = 1.5,
+    weights: str = "",
+    beginning: int = 0,
 ) -> None:
     """Whether each image stayed right, from number `beginning` on; `weights` is what the networks were trained to."""
     n = len(correct)

@@ -62,15 +62,15 @@ def test_images_of_another_architecture_are_held_against_those_of_its_own(place:
     ("fgsm", "beside"), [(4.0, ", where the paper has BIM's images as the more visible."), (2.0, ".")]
 )
 def test_which_attack_moves_the_same_images_more(fgsm: float, beside: str, place: Place) -> None:
-    for attack, l2, n in (("fgsm", fgsm, 100), ("bim", 3.0, 50)):
-        for job in of_role("source", attack, white_box=True)[:1]:
-            store(job, first(10, n=n), place, l2=l2)
+    """BIM was run on 50 images, of which it left 20, wrong to begin with, as they were."""
+    for attack, l2 in (("fgsm", [fgsm] * 100), ("bim", [3.0] * 30 + [0.0] * 20)):
+        store(of_role("source", attack, white_box=True)[0], first(10, n=len(l2)), place, l2=l2)
     (line,) = visibility("cpu", place)
     far, near = ("FGSM", "BIM") if fgsm > 3 else ("BIM", "FGSM")
     assert line.startswith(
         f"MNIST: within the same L∞ budget {far} moves the images of “No defense” farther than {near}"
     )
-    assert line.endswith(f"against {min(fgsm, 3.0):.2f} (medians, n = 50){beside}")
+    assert line.endswith(f"against {min(fgsm, 3.0):.2f} (medians, n = 30){beside}")
 
 
 def test_the_headlines_hold_ours_against_what_it_has_to_beat(place: Place) -> None:
