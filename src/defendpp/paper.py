@@ -155,6 +155,7 @@ TABLES: dict[str, Table] = {
             Row("ours", "ours", published(64.63, 16.76, 89.78, 89.83, 93.22)),
             Row("ours + GN", "ours + GN", published(67.42, 18.12, 89.95, 88.76, 92.05)),
             OTHER_SEED,
+            Row("No defense, fine-tuned", "none, fine-tuned", {}),
             NOISE,
             Row("ours, fine-tuned", "ours, fine-tuned", {}),
         ),

@@ -43,7 +43,7 @@ UNDEFENDED = (
     Question(
         "Does Defend++ beat an undefended network that is merely not the source? (CIFAR-10)",
         "table3",
-        (("ours", OTHER),),
+        (("ours", OTHER), ("ours, fine-tuned", "No defense, fine-tuned")),
         columns=("FGSM", "BIM"),
         beside=(*FARTHER, "Clean"),
         claim="“Significantly improves the defense performance over the baseline (No defense) on all the attacks” "
@@ -177,7 +177,13 @@ WHITE_BOX = (
     Question(
         "White-box, is Defend++ harder to fool than an undefended network? (MNIST)",
         "table2",
-        (("ours", OTHER), ("ours, alternating", OTHER), ("ours + GN", OTHER), ("ours + GN", "noise alone")),
+        (
+            ("ours", OTHER),
+            ("ours, alternating", OTHER),
+            ("ours, fine-tuned", "No defense, fine-tuned"),
+            ("ours + GN", OTHER),
+            ("ours + GN", "noise alone"),
+        ),
         "white-box",
         ("FGSM", "BIM", "PGD", "Cascade"),
         together=True,
@@ -187,7 +193,12 @@ WHITE_BOX = (
     Question(
         "White-box, is Defend++ harder to fool than an undefended network? (CIFAR-10)",
         "table3",
-        (("ours", OTHER), ("ours + GN", OTHER), ("ours + GN", "noise alone")),
+        (
+            ("ours", OTHER),
+            ("ours, fine-tuned", "No defense, fine-tuned"),
+            ("ours + GN", OTHER),
+            ("ours + GN", "noise alone"),
+        ),
         "white-box",
         ("FGSM", "BIM", "Cascade"),
         together=True,
