@@ -32,7 +32,7 @@ def page(place: Place = PLACE) -> str:
         for network in ("resnet18", "resnet50", "vgg16")
     }
     asked = {question: findings.answers(question, "cpu", place) for question in QUESTIONS}
-    every = reported.held("cpu", place)
+    every, larger = reported.held("cpu", place), reported.larger_budget("cpu", place)
     parts = [
         "# The paper's study, reported beside measured",
         "<!-- Written by docs/study.py from results/study; do not edit. -->",
@@ -40,7 +40,7 @@ def page(place: Place = PLACE) -> str:
         "MM 2020), measured again as far as it is done. `defendpp reproduce all` does what is missing; `defendpp "
         "reproduce table1 --show` prints what is there.",
         "## What we conclude",
-        *conclusions.conclusions(asked, every, "cpu"),
+        *conclusions.conclusions(asked, every, "cpu", larger),
         "## In short",
         "Images left right, in %, with 95 % intervals: over training seeds on MNIST, over the images of one network "
         "elsewhere. “Shown images of another network” is the paper's protocol; DDN's stop just across that network's "
@@ -132,7 +132,6 @@ def page(place: Place = PLACE) -> str:
             )
     numbers = reported.reproduced(every)
     if numbers:
-        larger = reported.larger_budget("cpu", place)
         parts += ["### Are the paper's numbers reproduced?", numbers, *([larger] if larger else [])]
     ways = reported.tried("cpu", place)
     if ways:

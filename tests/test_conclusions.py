@@ -124,4 +124,7 @@ def test_what_is_printed_of_others_is_beside_the_comparison_with_them(place: Pla
     told = concluded(place)
     assert "Defend++ resists: in 1 comparison over 3 training seeds 1 lower. Of the numbers that the paper" in told
     assert "1 of 1 lie below what we measured under its protocol, 1 nearer to white-box accuracy" in told
+    asked = {question: answers(question, "cpu", place) for question in QUESTIONS}
+    larger = conclusions(asked, held("cpu", place), "cpu", "With a larger budget less is left.")
+    assert any(each.endswith("rest on these. With a larger budget less is left.") for each in larger)
     assert "under the paper's protocol in 1 of 1 cells of 3 training seeds." in told

@@ -13,12 +13,13 @@ FELL = "with hardly an image left on either side"
 """Instead of a word, where neither row has more than `FLOOR` right."""
 
 
-def conclusions(asked: Asked, every: Sequence[Held], scale: Scale) -> list[str]:
-    """One paragraph each, in Markdown, from the answers and from `reported.held`; of what was not measured nothing."""
+def conclusions(asked: Asked, every: Sequence[Held], scale: Scale, larger: str = "") -> list[str]:
+    """One paragraph each, in Markdown, from the answers, from `reported.held` and from `reported.larger_budget`; of what
+    was not measured nothing."""
     told = [
         _undefended(asked, scale),
         _parts(asked),
-        _baselines(asked, every),
+        _baselines(asked, every, larger),
         _counted(
             "**Noise as weak as the paper's** on the training images, under the paper's protocol. Defend++ with it "
             "against noise alone",
@@ -118,7 +119,7 @@ def _parts(asked: Asked) -> str:
     )
 
 
-def _baselines(asked: Asked, every: Sequence[Held]) -> str:
+def _baselines(asked: Asked, every: Sequence[Held], larger: str) -> str:
     judged = _judged(asked, questions.BASELINES)
     text = _counted(
         "**Against adversarial training and ComDefend**, under the paper's protocol, Defend++ resists", judged
@@ -130,6 +131,8 @@ def _baselines(asked: Asked, every: Sequence[Held]) -> str:
         f"{text} Of the numbers that the paper prints of these defences under {' and '.join(reported.STEPS)}, "
         f"{len(reported.below(cells))} of {len(cells)} lie below what we measured under its protocol, "
         f"{len(reported.nearer(cells))} nearer to white-box accuracy; its margins over them rest on these."
+        + f" {larger}"
+        * bool(larger)
     )
 
 
