@@ -14,8 +14,10 @@ FELL = "with hardly an image left on either side"
 
 
 def conclusions(asked: Asked, every: Sequence[Held], scale: Scale, larger: str = "") -> list[str]:
-    """One paragraph each, in Markdown, from the answers, from `reported.held` and from `reported.larger_budget`; of what
-    was not measured nothing."""
+    """One paragraph each, in Markdown: from the answers, from `reported.held`, from `reported.larger_budget`.
+
+    Of what was not measured nothing is said.
+    """
     told = [
         _undefended(asked, scale),
         _parts(asked),
