@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from defendpp import intervals, tables
-from defendpp.findings import PROTOCOLS, left_by_source, measurements, right
+from defendpp.findings import PROTOCOLS, left_by_source, measurements, paired, right
 from defendpp.paper import FIGURE6_EPSILONS, Protocol, Scale
 from defendpp.questions import FARTHER, OTHER
 from defendpp.study import TABLES, Picture, Place, figure6
@@ -100,15 +100,9 @@ def universality(name: str, scale: Scale, place: Place) -> list[str]:
         told = []
         for row in ("ours", OTHER):
             first, second = (right(name, row, [each], "transfer", scale, place) for each in (column, than))
-            pairs = [
-                pd.concat([first[seed], second[seed]], axis=1, join="inner").to_numpy()
-                for seed in first
-                if seed in second
-            ]
-            differences = [intervals.paired_difference(both[:, 0], both[:, 1]) for both in pairs]
-            if differences:
-                found = differences[0] if len(differences) == 1 else intervals.mean_difference(differences)
-                told.append(f"“{row}” {found}, n = {found.n:,}")
+            found = paired(first, second, f"{column} and {than} of “{row}”, {name},", "FGSM")
+            if found:
+                told.append(f"“{row}” {found}")
         if told:
             paper = f" (the paper: {published[column] - published[than]:+.2f})" if column in published else ""
             weak = left_by_source(name, "ours", [column, than], scale, place)

@@ -136,13 +136,26 @@ def contrast(
     Raises `ValueError` where neither was measured on all images of the other.
     """
     first, second = (right(table, row, columns, protocol, scale, place) for row in (a, b))
+    return paired(first, second, f"“{a}” and “{b}” of {table}", " and ".join(columns), among)
+
+
+def paired(
+    first: "Mapping[int, pd.Series[bool]]",
+    second: "Mapping[int, pd.Series[bool]]",
+    names: str,
+    attacks: str,
+    among: Collection[int] | None = None,
+) -> Contrast | None:
+    """The first less the second, each by training seed, as `right` gives them; None where no seed is common.
+
+    Raises `ValueError`, with `names` and `attacks`, where neither was measured on all images of the other.
+    """
     seeds = [seed for seed in first if seed in second and (among is None or seed in among)]
     if not seeds:
         return None
     pairs = [pd.concat([first[seed], second[seed]], axis=1, join="inner") for seed in seeds]
     if any(len(pair) < min(len(first[seed]), len(second[seed])) for seed, pair in zip(seeds, pairs, strict=True)):
-        names = " and ".join(columns)
-        raise ValueError(f"“{a}” and “{b}” of {table} saw different images under {names}: measure them again")
+        raise ValueError(f"{names} saw different images under {attacks}: measure them again")
     common = pd.concat(pairs, axis=1, join="inner").to_numpy()
     of_seeds = [common[:, i : i + 2] for i in range(0, 2 * len(seeds), 2)]
     by_seed = [intervals.paired_difference(both[:, 0], both[:, 1]) for both in of_seeds]

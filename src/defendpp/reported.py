@@ -36,8 +36,7 @@ class Held:
 
     def is_within(self, protocol: Protocol) -> bool:
         """Whether the number lies in the 95 % interval of what was measured, if it was."""
-        found = self.measured.get(protocol)
-        return found is not None and 100 * found.low <= self.reported <= 100 * found.high
+        return protocol in self.measured and _holds(self.measured[protocol], self.reported)
 
     def seeds(self, protocol: Protocol) -> int:
         """Of how many training seeds the interval is."""
@@ -45,8 +44,12 @@ class Held:
         return found.seeds if isinstance(found, MeanAccuracy) else 1
 
     def told(self, protocol: Protocol) -> str:
-        """What was measured, in %, or a dash."""
-        return tables.percent(self.measured[protocol]) if protocol in self.measured else "–"
+        """What was measured, in %."""
+        return tables.percent(self.measured[protocol])
+
+    def __str__(self) -> str:
+        """The first cells of a line about it."""
+        return f"| {_spaced(self.table)} | {self.row.name} | {self.column} | {self.reported:.2f} |"
 
 
 def held(scale: Scale, place: Place) -> list[Held]:
@@ -147,7 +150,7 @@ def tried(scale: Scale, place: Place) -> list[str]:
             by_row = {row.name: right(name, row.name, [attack], "transfer", scale, place) for row in ways}
             found = {row: tables.estimate([*by_seed.values()]) for row, by_seed in by_row.items() if by_seed}
             reported = ways[0].published[attack]
-            if "ours" in found and not 100 * found["ours"].low <= reported <= 100 * found["ours"].high:
+            if "ours" in found and not _holds(found["ours"], reported):
                 told = ", ".join(
                     f"“{row}” {tables.percent(each)} (training seed{'s' * (len(by_row[row]) > 1)} "
                     f"{', '.join(map(str, by_row[row]))})"
@@ -202,8 +205,7 @@ def _under_steps(cells: Sequence[Held]) -> list[str]:
         "| | row | | reported | paper's protocol | white-box |",
         "|---|---|---|---:|---:|---:|",
         *(
-            f"| {_spaced(each.table)} | {each.row.name} | {each.column} | {each.reported:.2f} | "
-            f"{each.told('transfer')} | {each.told('white-box')} |"
+            f"{each} {each.told('transfer')} | {each.told('white-box')} |"
             for each in sorted(cells, key=lambda each: each.table)
         ),
     ]
@@ -214,7 +216,11 @@ def _line(each: Held) -> str:
         f"{each.told(protocol)} | {'yes' if each.is_within(protocol) else 'no'}" if protocol in each.measured else "– |"
         for protocol in PROTOCOLS
     )
-    return f"| {_spaced(each.table)} | {each.row.name} | {each.column} | {each.reported:.2f} | {' | '.join(told)} |"
+    return f"{each} {' | '.join(told)} |"
+
+
+def _holds(measured: Accuracy | MeanAccuracy, reported: float) -> bool:
+    return 100 * measured.low <= reported <= 100 * measured.high
 
 
 def _spaced(table: str) -> str:
