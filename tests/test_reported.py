@@ -80,7 +80,7 @@ def test_a_larger_budget_is_compared_on_the_same_network(place: Place) -> None:
             store(job, first(50), place)  # of ours nothing at the usual budget
     assert larger_budget("cpu", place) == (
         "With a budget of 0.3 instead of 0.2 on MNIST, BIM under the paper's protocol leaves “Adv. FGSM” 50.0 "
-        "(40.4–59.6) instead of 60.0 (50.2–69.1) (printed 9.86; training seed 3)."
+        "(40.4–59.6) instead of 60.0 (50.2–69.1) (printed 9.86; training seed 3, n = 100)."
     )
 
 
@@ -89,8 +89,8 @@ def test_ways_to_train_are_told_where_the_number_is_not_reached(place: Place) ->
         for job in of_role(role, "bim", white_box=False):
             store(job, first(kept), place)
     assert tried("cpu", place) == [
-        "MNIST, BIM: the paper has 55.37. “ours” 40.0 (30.9–49.8) (training seeds 1, 2, 3), “ours, fine-tuned” 60.0 "
-        "(50.2–69.1) (training seeds 1, 2, 3)."
+        "MNIST, BIM: the paper has 55.37. “ours” 40.0 (30.9–49.8) (training seeds 1, 2, 3; n = 100), “ours, "
+        "fine-tuned” 60.0 (50.2–69.1) (training seeds 1, 2, 3; n = 100)."
     ]
     for job in of_role("ours", "bim", white_box=False):
         job.file(place).unlink()

@@ -153,7 +153,7 @@ def tried(scale: Scale, place: Place) -> list[str]:
             if "ours" in found and not _holds(found["ours"], reported):
                 told = ", ".join(
                     f"“{row}” {tables.percent(each)} (training seed{'s' * (len(by_row[row]) > 1)} "
-                    f"{', '.join(map(str, by_row[row]))})"
+                    f"{', '.join(map(str, by_row[row]))}; n = {each.n:,})"
                     for row, each in found.items()
                 )
                 lines.append(f"{data}, {attack}: the paper has {reported:.2f}. {told}.")
@@ -170,7 +170,10 @@ def larger_budget(scale: Scale, place: Place) -> str:
         printed = next(each for each in TABLES["table2"].rows if each.name == row.name).published["BIM"]
         for seed in (each for each in more if each in usual):
             kept, before = (tables.percent(tables.estimate([each[seed]])) for each in (more, usual))
-            told.append(f"“{row.name}” {kept} instead of {before} (printed {printed:.2f}; training seed {seed})")
+            n = len(more[seed])
+            told.append(
+                f"“{row.name}” {kept} instead of {before} (printed {printed:.2f}; training seed {seed}, n = {n:,})"
+            )
     if not told:
         return ""
     return f"With a budget of 0.3 instead of 0.2 on MNIST, BIM under the paper's protocol leaves {', '.join(told)}."
